@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: a single sentence, no traceback on the command line."""
+"""A mistake of the user: one sentence, and no traceback on the command line."""
 
 import difflib
 from collections.abc import Sequence
