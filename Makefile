@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+# For instance DEMO_ARGS="trainer.max_steps=60" for a shorter demo.
+DEMO_ARGS ?=
 WORKERS ?= 2
 
 # TORCH=cpu takes the version in constraints/cpu.txt, TORCH=gpu whatever torch is newest.
@@ -43,7 +45,7 @@ install: $(VENV)/.installed  ## Install dlm and its tools into .venv (TORCH=cpu 
 .PHONY: demo
 demo: install  ## Train, evaluate and generate in a few minutes, from nothing
 	rm -rf $(DEMO)
-	$(BIN)/dlm train experiment=demo run_dir=$(DEMO)
+	$(BIN)/dlm train experiment=demo run_dir=$(DEMO) $(DEMO_ARGS)
 	$(BIN)/dlm evaluate checkpoint=$(DEMO)/checkpoints/best.ckpt
 	$(BIN)/dlm generate checkpoint=$(DEMO)/checkpoints/best.ckpt num=2
 	@echo; echo "The loss curve of this run: $(DEMO)/loss.png"
