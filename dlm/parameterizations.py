@@ -1,0 +1,68 @@
+"""What the outputs of a network mean: raw logits in, a `Prediction` out.
+
+The MASK column is set to -inf first (no clean posterior has mass there), and everything from here on is at
+least float32. For the absorbing process `Denoising` and `LeaveOneOut` are the same thing.
+
+Source: Gourevitch et al. 2026, arXiv:2605.22765 (leave-one-out); Lou et al. 2024, arXiv:2310.16834 (score).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dlm.processes import Prediction, Process, State
+
+
+class Parameterization(ABC):
+    """Reads logits (..., K) of noisy tokens (...) at times t as a prediction."""
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
+        """The prediction these logits stand for."""
+
+
+def _clean_log_probs(logits: Tensor, process: Process) -> Tensor:
+    logits = _at_least_float32(logits)
+    if process.mask_id is not None:
+        mask = torch.tensor(process.mask_id, device=logits.device)
+        logits = logits.index_fill(-1, mask, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@final
+@dataclass(frozen=True)
+class Denoising(Parameterization):
+    """softmax(logits) is the denoiser p(x0^i | z)."""
+
+    def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
+        """Made of the denoiser (of the leave-one-out posterior where the process knows they agree)."""
+        return process.from_denoiser(_clean_log_probs(logits, process), state, t)
+
+
+@final
+@dataclass(frozen=True)
+class LeaveOneOut(Parameterization):
+    """softmax(logits) is the leave-one-out posterior p(x0^i | z^{-i})."""
+
+    def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
+        """Made of the leave-one-out posterior."""
+        return Prediction(process, state, t, log_loo=_clean_log_probs(logits, process))
+
+
+@final
+@dataclass(frozen=True)
+class Score(Parameterization):
+    """The logits are log-ratios of the noisy marginal, log m(y) / m(z), up to the process's scaling."""
+
+    def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
+        """Made of the ratios; they need not come from a normalised marginal."""
+        return process.from_score(_at_least_float32(logits), state, t)

@@ -1,0 +1,148 @@
+"""The absorbing (masked) process: a token survives with probability alpha_t, else it is MASK.
+
+`pi` is the point mass at MASK. At a masked position the leave-one-out posterior and the denoiser are the
+same; at an unmasked one the denoiser is the point mass at the token, and the leave-one-out posterior
+cannot be recovered from it (it is never needed: such positions neither move nor carry loss).
+
+    bound     (-alpha'_t / (1 - alpha_t)) 1[z = MASK] (-log loo(x0))
+    step      a mask opens with probability 1 - (1 - alpha_s) / (1 - alpha_t), to a token drawn from loo
+
+K = num_states counts MASK; its entry of any clean posterior has no mass. The network need not see t.
+Source: Sahoo et al. 2024, arXiv:2406.07524 (MDLM); Lou et al. 2024, arXiv:2310.16834 (score entropy).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Tensor
+
+from dlm.errors import UserError
+from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, log_point, pick
+from dlm.random import Key
+from dlm.schedules import Schedule
+
+
+@final
+@dataclass(frozen=True)
+class Absorbing(Process):
+    """Masked diffusion over `num_states` states, MASK among them.
+
+    Raises:
+        UserError: if mask_id is not one of the states, or there are fewer than two.
+    """
+
+    num_states: int
+    mask_id: int
+    schedule: Schedule
+    time_conditioned: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.num_states < 2 or not 0 <= self.mask_id < self.num_states:
+            raise UserError(
+                f"mask_id must be one of at least 2 states, got mask_id {self.mask_id} "
+                f"and num_states {self.num_states}"
+            )
+
+    def prior(self, shape: tuple[int, int], *, key: Key) -> State:
+        """All MASK."""
+        return State(torch.full(shape, self.mask_id, dtype=torch.int64, device=key.rows.device))
+
+    def corrupt(self, x0: Tensor, t: Tensor, *, key: Key) -> State:
+        """Mask each token with probability 1 - alpha_t."""
+        noisy = key.fold("move").uniform(x0.shape[-1]) < self.schedule.log_one_minus_alpha(t).exp()
+        return State(torch.where(noisy, self.mask_id, x0))
+
+    def prior_kl(self, alpha: float) -> float:
+        """0 at alpha = 0; infinite otherwise, since the prior never shows a clean token."""
+        return math.inf if alpha > 0 else 0.0
+
+    def active(self, state: State) -> Tensor:
+        """The masked positions."""
+        return state.tokens == self.mask_id
+
+    def on(self, schedule: Schedule) -> Self:
+        """The same process on another schedule."""
+        return replace(self, schedule=schedule)
+
+    def from_denoiser(self, log_probs: Tensor, state: State, t: Tensor) -> Prediction:
+        """As leave-one-out posterior: equal where masked, and the denoiser is known elsewhere."""
+        return Prediction(self, state, t, log_loo=log_probs)
+
+    def from_score(self, logits: Tensor, state: State, t: Tensor) -> Prediction:
+        """log m(y) / m(MASK) = logits + log(alpha / (1 - alpha)); zero at MASK itself."""
+        log_alpha, log_noise = self._levels(t, logits.dtype)
+        ratios = logits + (log_alpha - log_noise)
+        mask = torch.tensor(self.mask_id, device=logits.device)
+        return Prediction(self, state, t, log_ratios=ratios.index_fill(-1, mask, 0.0))
+
+    def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
+        """loo where masked, the point mass at the token elsewhere (carry-over)."""
+        return torch.where(
+            self.active(state)[..., None], log_loo, log_point(state.tokens, log_loo)
+        )
+
+    def to_loo(self, log_denoiser: Tensor, state: State, t: Tensor) -> Tensor:
+        """The denoiser itself; at an unmasked position that is the point mass at the token."""
+        return log_denoiser
+
+    def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
+        """The ratios over the clean tokens, normalised."""
+        mask = torch.tensor(self.mask_id, device=log_ratios.device)
+        return log_ratios.index_fill(-1, mask, -torch.inf).log_softmax(-1)
+
+    def log_marginal(self, log_loo: Tensor, t: Tensor) -> Tensor:
+        """alpha loo on the clean tokens, 1 - alpha on MASK."""
+        log_alpha, log_noise = self._levels(t, log_loo.dtype)
+        return self._with_mask(log_loo + log_alpha, log_noise)
+
+    def posterior(self, prediction: Prediction, s: Tensor) -> Tensor:
+        """Masked: MASK with probability (1 - alpha_s) / (1 - alpha_t), else loo. Unmasked: stays."""
+        log_loo = prediction.log_loo
+        log_stay = self._log_stay(prediction.t, s)
+        log_open = torch.log(-torch.expm1(log_stay)).to(log_loo.dtype)[..., None]
+        opened = self._with_mask(log_loo + log_open, log_stay.to(log_loo.dtype)[..., None])
+        stays = log_point(prediction.state.tokens, log_loo)
+        return torch.where(self.active(prediction.state)[..., None], opened, stays)
+
+    def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
+        """1 - (1 - alpha_s) / (1 - alpha_t): the exact probability that a mask opens."""
+        return -torch.expm1(self._log_stay(t, s))
+
+    def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
+        """The leave-one-out posterior of an opened mask; an unmasked token does not move."""
+        return self.to_denoiser(prediction.log_loo, prediction.state, prediction.t)
+
+    def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked.
+
+        A prediction made of ratios need not be normalised: the bound is then
+        (-alpha' / (1 - alpha)) (sum_y e^l(y) - 1 - l(x0)), l = log-ratio - log(alpha / (1 - alpha)).
+        """
+        t = prediction.t
+        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        rate = -self.schedule.dalpha(t) * (-log_noise).exp()
+        if prediction.made_of_ratios:
+            log_alpha, log_noise = self._levels(t, prediction.log_ratios.dtype)
+            mask = torch.tensor(self.mask_id, device=x0.device)
+            scores = (prediction.log_ratios - (log_alpha - log_noise)).index_fill(-1, mask, -torch.inf)
+            loss = torch.logsumexp(scores, -1).exp() - 1 - pick(scores, x0)
+        else:
+            loss = -pick(prediction.log_loo, x0)
+        return torch.where(self.active(prediction.state), loss * rate.to(loss.dtype), 0.0)
+
+    def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
+        """(alpha_s - alpha_t) / (1 - alpha_t) (-log loo(x0)) where masked."""
+        loss = -pick(prediction.log_loo, x0)
+        opens = self.move_bound(prediction.t, s).to(loss.dtype)
+        return torch.where(self.active(prediction.state), loss * opens, 0.0)
+
+    def _log_stay(self, t: Tensor, s: Tensor) -> Tensor:
+        return self.schedule.log_one_minus_alpha(s) - self.schedule.log_one_minus_alpha(t)
+
+    def _with_mask(self, log_clean: Tensor, log_mask: Tensor) -> Tensor:
+        index = torch.tensor([self.mask_id], device=log_clean.device)
+        return log_clean.index_copy(-1, index, log_mask.expand(*log_clean.shape[:-1], 1))

@@ -1,0 +1,217 @@
+"""Noise processes: every formula of one process in one file, row-wise over `[..., K]`.
+
+Every process here corrupts each token on its own: `q_t(z | x0) = alpha_t 1[z = x0] + (1 - alpha_t) pi(z)`.
+With `loo(v) = p(x0^i = v | z^{-i})`, the leave-one-out posterior of a position given all the others,
+and `m_t = alpha_t loo + (1 - alpha_t) pi`, the law of its noisy token given all the others:
+
+1. Bayes:      denoiser(v) ~ loo(v) q_t(z | v)
+2. ancestral:  p(z_s | z_t) ~ q_{t|s}(z_t | z_s) m_s(z_s)
+3. bound:      its integrand at the token z is the jump rate into z times
+               sum_{y != z} phi(q_t(y|x0) / q_t(z|x0), m_t(y) / m_t(z)),  phi(x, y) = y - x + x log(x / y)
+
+A `Prediction` is what flows from the network to the loss and to the sampler. It is made in one of
+three currencies (leave-one-out posterior, denoiser, ratios of the noisy marginal) and converts only
+when a formula asks, because near t = 0 the conversion from the denoiser cancels digits.
+
+Shapes: tokens (...), times broadcast against tokens, log-probabilities (..., K), all in nats.
+Source: Gourevitch et al. 2026, arXiv:2605.22765; Dmitriev, Huang & Wei 2026 (leave-one-out sampler).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from dlm.random import Key
+from dlm.schedules import Schedule
+
+Filter = Callable[[Tensor], Tensor]
+
+# 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0 and t = 1.
+LOG_FLOOR = -69.0
+
+
+class State(NamedTuple):
+    """What the noise process holds: the noisy tokens, int64 (..., L)."""
+
+    tokens: Tensor
+
+
+@final
+class Prediction:
+    """What a network (or an oracle) says about every position, carrying its own meaning.
+
+    Give exactly one of the three currencies; each of the others is computed once, on demand.
+
+    Args:
+        process: whose formulas convert.
+        state: the noisy tokens it was made from, shape (...).
+        t: times, broadcastable to (...).
+        log_loo: log p(x0^i = v | z^{-i}), normalised, (..., K).
+        log_denoiser: log p(x0^i = v | z), normalised, (..., K).
+        log_ratios: log m_t(y) / m_t(z), zero at y = z, (..., K); need not come from a normalised m.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        state: State,
+        t: Tensor,
+        *,
+        log_loo: Tensor | None = None,
+        log_denoiser: Tensor | None = None,
+        log_ratios: Tensor | None = None,
+    ) -> None:
+        if sum(given is not None for given in (log_loo, log_denoiser, log_ratios)) != 1:
+            raise ValueError("a Prediction is made from exactly one of its three currencies")
+        self.process, self.state, self.t = process, state, t
+        self.made_of_ratios = log_ratios is not None
+        self._loo, self._denoiser, self._ratios = log_loo, log_denoiser, log_ratios
+
+    @property
+    def log_loo(self) -> Tensor:
+        """Log leave-one-out posterior, (..., K)."""
+        if self._loo is None:
+            if self._denoiser is not None:
+                self._loo = self.process.to_loo(self._denoiser, self.state, self.t)
+            else:
+                assert self._ratios is not None
+                self._loo = self.process.ratios_to_loo(self._ratios, self.state, self.t)
+        return self._loo
+
+    @property
+    def log_denoiser(self) -> Tensor:
+        """Log denoiser, (..., K)."""
+        if self._denoiser is None:
+            self._denoiser = self.process.to_denoiser(self.log_loo, self.state, self.t)
+        return self._denoiser
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """Log concrete score: m_t(y) / m_t(z), (..., K)."""
+        if self._ratios is None:
+            log_marginal = self.process.log_marginal(self.log_loo, self.t)
+            self._ratios = log_marginal - pick(log_marginal, self.state.tokens)[..., None]
+        return self._ratios
+
+    def map(self, f: Filter, *, on: Literal["loo", "denoiser"]) -> Prediction:
+        """The prediction with a filter (temperature, top-p, ...) applied to one of its two posteriors."""
+        if on == "loo":
+            return Prediction(self.process, self.state, self.t, log_loo=f(self.log_loo))
+        return Prediction(self.process, self.state, self.t, log_denoiser=f(self.log_denoiser))
+
+
+class Process(ABC):
+    """One noise process: numbers only, no buffers, no device. Concrete ones are frozen dataclasses."""
+
+    time_conditioned: ClassVar[bool]  # whether the network has to see the noise level
+    num_states: int
+    schedule: Schedule
+    mask_id: int | None = None
+
+    # -- forward -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prior(self, shape: tuple[int, int], *, key: Key) -> State:
+        """A state of pure noise for (B, L) tokens, on the device of the key."""
+
+    @abstractmethod
+    def corrupt(self, x0: Tensor, t: Tensor, *, key: Key) -> State:
+        """Draw z ~ q_t(. | x0) for x0 (B, L) and t (B, 1)."""
+
+    @abstractmethod
+    def prior_kl(self, alpha: float) -> float:
+        """KL(q_t(. | x0) || prior) in nats per token at this alpha."""
+
+    def pin(self, state: State, x0: Tensor, where: Tensor) -> State:
+        """The state with known clean tokens (prompts, padding) written at `where`."""
+        return State(torch.where(where, x0, state.tokens))
+
+    @abstractmethod
+    def active(self, state: State) -> Tensor:
+        """Bool (...): positions whose loss or update is not known to be zero."""
+
+    @abstractmethod
+    def on(self, schedule: Schedule) -> Self:
+        """The same process on another schedule."""
+
+    # -- one posterior, three currencies -------------------------------------------------------
+
+    @abstractmethod
+    def from_denoiser(self, log_probs: Tensor, state: State, t: Tensor) -> Prediction:
+        """Read a normalised network output (..., K) as a denoiser."""
+
+    @abstractmethod
+    def from_score(self, logits: Tensor, state: State, t: Tensor) -> Prediction:
+        """Read a raw network output (..., K) as log-ratios of the noisy marginal."""
+
+    @abstractmethod
+    def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
+        """Denoiser from the leave-one-out posterior, normalised, (..., K)."""
+
+    @abstractmethod
+    def to_loo(self, log_denoiser: Tensor, state: State, t: Tensor) -> Tensor:
+        """Leave-one-out posterior from the denoiser, normalised, (..., K)."""
+
+    @abstractmethod
+    def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
+        """Leave-one-out posterior from the ratios m(y) / m(z), normalised, (..., K)."""
+
+    @abstractmethod
+    def log_marginal(self, log_loo: Tensor, t: Tensor) -> Tensor:
+        """log m_t = log(alpha_t loo + (1 - alpha_t) pi), (..., K)."""
+
+    # -- one reverse step from t to s < t ------------------------------------------------------
+
+    @abstractmethod
+    def posterior(self, prediction: Prediction, s: Tensor) -> Tensor:
+        """log p(z_s | z_t), (..., K): exact per position where the prediction is."""
+
+    @abstractmethod
+    def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
+        """A probability b(t, s) that no position exceeds when it changes, whatever the network says."""
+
+    @abstractmethod
+    def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
+        """Log-law (..., K) of z_s at a position drawn with probability b: p = (1 - b) 1[z] + b moved.
+
+        So a sampler draws the positions first and runs the network only where one was drawn.
+        """
+
+    # -- bounds --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """Integrand of the negative ELBO at prediction.t: nats per token and unit of t, shape (...)."""
+
+    @abstractmethod
+    def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
+        """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, shape (...): one term of the K-step bound."""
+
+    # -- shared arithmetic ---------------------------------------------------------------------
+
+    def _levels(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """log alpha and log(1 - alpha) at t, floored, with a trailing axis for the states."""
+        log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)
+        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        return log_alpha.to(dtype)[..., None], log_noise.to(dtype)[..., None]
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values[..., index[...]]: one entry of the last axis per row."""
+    return values.gather(-1, index[..., None]).squeeze(-1)
+
+
+def add_at(values: Tensor, index: Tensor, amount: Tensor) -> Tensor:
+    """A copy of values (..., K) with `amount` (..., 1) added to one entry per row."""
+    amount = amount.expand(*index.shape, 1).to(values.dtype)
+    return values.scatter_add(-1, index[..., None], amount)
+
+
+def log_point(index: Tensor, like: Tensor) -> Tensor:
+    """Log of the point mass at index (...), shape (..., K) of `like`."""
+    return torch.full_like(like, -torch.inf).scatter(-1, index[..., None], 0.0)

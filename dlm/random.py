@@ -1,0 +1,115 @@
+"""Stateless random numbers, and the one place where the precision of categorical draws is decided.
+
+A `Key` holds a seed, the global index of every sequence of a batch and a path of folded words
+(purpose, step, ...). Every uniform it gives is a function of (seed, path, row, index) and of nothing
+else: neither the device, the rank, the batch a row sits in, nor what was drawn before. Numbers come
+from SplitMix64 in int64 tensor arithmetic (which wraps): a counter, hashed. They carry 53 bits, so the
+tail of a categorical law is not cut off as it is by float32 Gumbel noise.
+
+Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64);
+Zheng et al. 2024, arXiv:2409.02908 (what 24-bit noise does to a sampler).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of SplitMix64
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_LAST_SHIFT = 31
+_MASK = (1 << 64) - 1
+_BLOCK = 256  # entries summed in one go by `sample_categorical`
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def _hash_int(word: int) -> int:
+    for shift, factor in _MIX:
+        word = ((word ^ (word >> shift)) * factor) & _MASK
+    return word ^ (word >> _LAST_SHIFT)
+
+
+def _shift(words: Tensor, bits: int) -> Tensor:
+    return (words >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: int64 >> keeps the sign
+
+
+def _hash(words: Tensor) -> Tensor:
+    for shift, factor in _MIX:
+        words = (words ^ _shift(words, shift)) * _signed(factor)
+    return words ^ _shift(words, _LAST_SHIFT)
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """Source of uniforms for the rows of a batch.
+
+    Attributes:
+        seed: any integer.
+        rows: int64 (B,), the GLOBAL index of each sequence: never a rank, never a place in the batch.
+        path: what was folded in so far; use `fold`.
+    """
+
+    seed: int
+    rows: Tensor
+    path: int = 0
+
+    def fold(self, *data: int | str) -> Key:
+        """A key for a purpose, a step, ...: independent of this one and of every other fold."""
+        path = self.path
+        for item in data:
+            word = zlib.crc32(item.encode()) | 1 << 40 if isinstance(item, str) else item & _MASK
+            path = _hash_int((path + _GAMMA) & _MASK ^ _hash_int((word + _GAMMA) & _MASK))
+        return Key(self.seed, self.rows, path)
+
+    def uniform(self, *tail: int) -> Tensor:
+        """Uniforms in [0, 1), float64, shape (B, *tail), on the device of `rows`."""
+        base = _hash_int((_hash_int((self.seed + _GAMMA) & _MASK) + self.path) & _MASK)
+        streams = _hash(_hash(self.rows.to(torch.int64) * _signed(_GAMMA)) + _signed(base))
+        count = math.prod(tail)
+        index = torch.arange(1, count + 1, device=self.rows.device) * _signed(_GAMMA)
+        words = _hash(streams[:, None] + index)
+        return (_shift(words, 11).to(torch.float64) * 2.0**-53).reshape(-1, *tail)
+
+    def __getitem__(self, where: Tensor | slice) -> Key:
+        """The key of some of the rows: leaving rows out changes no number of the others."""
+        return Key(self.seed, self.rows[where], self.path)
+
+
+def sample_categorical(log_probs: Tensor, u: Tensor) -> Tensor:
+    """Draw from categorical laws by inverse transform, one uniform a row.
+
+    Two levels: float64 sums over blocks of 256 entries, then the cumulative sum inside the block that
+    is hit. Entries of zero mass are never drawn.
+
+    Args:
+        log_probs: log-weights, shape (..., K), not necessarily normalised; -inf is no mass.
+        u: float64 uniforms in [0, 1), shape (...).
+
+    Returns:
+        Indices, int64, shape (...).
+    """
+    lead, size = log_probs.shape[:-1], log_probs.shape[-1]
+    weights = (log_probs - log_probs.amax(-1, keepdim=True)).exp().reshape(-1, size)
+    weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK))
+    blocks = weights.reshape(weights.shape[0], -1, _BLOCK)
+    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = u.reshape(-1, 1).to(torch.float64) * cumulative[:, -1:]
+    block = _first_above(cumulative, target)
+    before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK)).squeeze(1)
+    index = _first_above(inside.to(torch.float64).cumsum(-1), target - before)
+    return (block * _BLOCK + index).reshape(lead)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """First index whose cumulative weight exceeds `target`; the last one with mass if rounding leaves none."""
+    index = (cumulative <= target).sum(-1, keepdim=True)
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(index, last)
