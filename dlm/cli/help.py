@@ -1,0 +1,125 @@
+"""The help pages, made from the `configs/` folder: groups are its folders, options its files.
+
+No torch and no Hydra here: `dlm --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+import dlm
+from dlm.cli.arguments import split_arguments
+
+COMMANDS = {
+    "train": "train a model",
+    "evaluate": "bound the likelihood of a text: nats, perplexity, bits per byte",
+    "generate": "write text with a trained model",
+    "validate": "compose a config and build its model without memory or data",
+    "export": "write a model folder from a checkpoint",
+}
+
+EXAMPLES = {
+    "train": (
+        "dlm train",
+        "dlm train experiment=demo run_dir=runs/demo",
+        "dlm train data=text data.path='books/*.txt' tokenizer=char",
+        "dlm train process=uniform parameterization=leave_one_out",
+        "dlm train run_dir=runs/demo resume=true trainer.max_steps=2000",
+    ),
+    "evaluate": (
+        "dlm evaluate checkpoint=runs/demo/checkpoints/best.ckpt output=likelihood.json",
+        "dlm evaluate checkpoint=model data=text data.path=my.txt split=all",
+    ),
+    "generate": (
+        "dlm generate checkpoint=runs/demo/checkpoints/best.ckpt num=4 seed=1",
+        "dlm generate checkpoint=model prompt='It was, of course,' sampler.temperature=0.8",
+        "dlm generate checkpoint=model infill='The [MASK] sat on the [MASK].' output=out.jsonl",
+    ),
+    "validate": (
+        "dlm validate",
+        "dlm validate backbone=small length=1024 tokenizer=gpt2",
+    ),
+    "export": ("dlm export checkpoint=runs/demo/checkpoints/best.ckpt output=model dtype=bf16",),
+}
+
+_USAGE = """\
+usage: dlm {command} [key=value ...] [--config-dir DIR] [--help]
+
+{about}.
+"""
+
+
+def configs_dir() -> Path:
+    """The folder of configs: inside the installed package, or at the top of a checkout.
+
+    Raises:
+        FileNotFoundError: if the installation lacks it.
+    """
+    package = Path(dlm.__file__).parent
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder.resolve()
+    raise FileNotFoundError(f"no configs beside {package}: the installation of dlm is incomplete")
+
+
+def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Config groups and their options: folders that hold yaml files, in every folder of configs."""
+    options: dict[str, set[str]] = {}
+    for folder in folders:
+        for file in folder.glob("*/*.yaml"):
+            options.setdefault(file.parent.name, set()).add(file.stem)
+    return {group: sorted(names) for group, names in sorted(options.items())}
+
+
+def overview() -> str:
+    """The page of `dlm --help`."""
+    lines = [f"  {name:<10}{about}" for name, about in COMMANDS.items()]
+    return (
+        f"dlm {dlm.__version__}: discrete diffusion language models\n\n"
+        "usage: dlm COMMAND [key=value ...]\n\n"
+        + "\n".join(lines)
+        + "\n\n`dlm COMMAND --help` shows keys, choices and examples.\n"
+    )
+
+
+def page(command: str, arguments: Sequence[str]) -> str:
+    """The page of `dlm COMMAND --help`: groups, keys with their defaults, examples."""
+    _, extra = split_arguments([a for a in arguments if a not in ("-h", "--help")])
+    folders = [configs_dir(), *extra]
+    root = yaml.safe_load((folders[0] / f"{command}.yaml").read_text("utf-8"))
+    chosen = _defaults(root.pop("defaults", []))
+    options = group_options(folders)
+    parts = [_USAGE.format(command=command, about=COMMANDS[command].capitalize())]
+    if groups := [_group_line(g, options.get(g, []), default) for g, default in chosen.items()]:
+        parts.append("groups (group=option, * is the default; group.key=value sets a key):\n")
+        parts[-1] += "\n".join(groups) + "\n"
+    keys = [f"  {k}={_value(v)}" for k, v in root.items() if _is_setting(v)]
+    parts.append("keys and their defaults:\n" + "\n".join(keys) + "\n")
+    parts.append("examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
+    return "\n".join(parts)
+
+
+def _defaults(entries: list[str | dict[str, str | None]]) -> dict[str, str | None]:
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
+    return {group.removeprefix("optional ").strip("/"): option for group, option in pairs}
+
+
+def _group_line(group: str, options: Sequence[str], default: str | None) -> str:
+    names = ", ".join(f"{name}*" if name == default else name for name in options)
+    return textwrap.fill(
+        names or "(none)", 96, initial_indent=f"  {group:<18}", subsequent_indent=" " * 20
+    )
+
+
+def _is_setting(value: object) -> bool:
+    filled_in = isinstance(value, dict) or (isinstance(value, str) and value.startswith("${"))
+    return not filled_in
+
+
+def _value(value: object) -> str:
+    plain = {None: "null", True: "true", False: "false", "???": "(required)"}
+    return plain[value] if isinstance(value, bool | str | None) and value in plain else str(value)
