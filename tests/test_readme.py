@@ -69,10 +69,12 @@ def test_every_other_line_of_the_readme_is_known():
         if program == "make":
             assert arguments[0] in targets
         if program == "pip":
-            options = shlex.join(arguments[1:-1]).replace("-e", "").strip()
-            options = options.replace("https://download.pytorch.org/whl/cpu", "$(TORCH_INDEX)")
-            assert options in makefile
-            assert options.replace("$(TORCH_INDEX)", '"$TORCH_INDEX"') in dockerfile
+            url = "https://download.pytorch.org/whl/cpu"
+            assert f"TORCH_INDEX ?= {url}" in makefile
+            assert f"TORCH_INDEX={url}" in dockerfile
+            options = " ".join(word for word in arguments[1:-1] if word != "-e")
+            assert f"pip install {options.replace(url, '$(TORCH_INDEX)')}".strip() in makefile
+            assert options.replace(url, '"$TORCH_INDEX"') in dockerfile
 
 
 def test_the_dockerfile_installs_what_is_there():
