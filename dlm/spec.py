@@ -31,7 +31,6 @@ from dlm.errors import UserError, nearest
 TARGET = "_target_"
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
-_EMPTY = inspect.Parameter.empty
 
 
 def build(spec: Any, *, trust: Sequence[str] = (), path: str = "") -> Any:
@@ -53,7 +52,10 @@ def build(spec: Any, *, trust: Sequence[str] = (), path: str = "") -> Any:
             _text(key, path): build(value, trust=trust, path=_join(path, str(key)))
             for key, value in spec.items()
         }
-        return _construct(values, trust, path) if TARGET in values else values
+        if TARGET not in values:
+            return values
+        cls = resolve_class(values.pop(TARGET), trust=trust, path=path)
+        return construct(cls, values, path=path)
     if isinstance(spec, list | tuple) and type(spec) in (list, tuple):
         return [build(v, trust=trust, path=_join(path, str(i))) for i, v in enumerate(spec)]
     return spec
@@ -83,21 +85,20 @@ def resolve_class(target: Any, *, trust: Sequence[str] = (), path: str = "") -> 
     return found
 
 
-def parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The named arguments of a constructor, annotations as objects where they can be resolved."""
-    signature = inspect.signature(cls)
-    hints = _hints(cls)
-    return {
-        name: parameter.replace(annotation=hints.get(name, _EMPTY))
-        for name, parameter in signature.parameters.items()
-    }
+def construct(cls: type, values: Mapping[str, Any], *, path: str = "") -> Any:
+    """Call a constructor with named values, checked against its annotations.
 
+    Args:
+        cls: a concrete class.
+        values: arguments, built already; 3 becomes 3.0 for a float, a list a tuple, text a Path.
+        path: the dotted key of these arguments, for messages.
 
-def _construct(values: dict[str, Any], trust: Sequence[str], path: str) -> Any:
-    cls = resolve_class(values.pop(TARGET), trust=trust, path=path)
+    Raises:
+        UserError: see `build`.
+    """
     if inspect.isabstract(cls):
         raise UserError(f"{_join(path, TARGET)} {cls.__name__} is abstract and cannot be built")
-    known = parameters(cls)
+    known, hints = inspect.signature(cls).parameters, _hints(cls)
     named = {n: p for n, p in known.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
         for name in values.keys() - named.keys():
@@ -106,12 +107,11 @@ def _construct(values: dict[str, Any], trust: Sequence[str], path: str) -> Any:
                 f"{nearest(name, list(named))}"
             )
     for name, parameter in named.items():
-        if name in values:
-            values[name] = _checked(values[name], parameter.annotation, _join(path, name))
-        elif parameter.default is _EMPTY:
+        if name not in values and parameter.default is inspect.Parameter.empty:
             raise UserError(f"{_join(path, name)} is missing: {cls.__name__} needs it")
+    checked = {n: _checked(v, hints.get(n, Any), _join(path, n)) for n, v in values.items()}
     try:
-        return cls(**values)
+        return cls(**checked)
     except UserError:
         raise
     except ValueError as error:
@@ -157,7 +157,7 @@ def _convert_plain(value: Any, kind: Any) -> Any:
         if not callable(value):
             raise _Mismatch
         return value
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+    if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return value  # TypeVars, Any, protocols: nothing cheap to check
     if isinstance(value, bool) and kind in (int, float):
         raise _Mismatch  # bool is an int in Python, a slip in YAML
