@@ -1,9 +1,10 @@
 """A network, the process it was trained for and the meaning of its outputs, as one object.
 
-Everything that evaluates, samples or analyses a model takes a `Predictor` and reads the process *from it*,
-so training and sampling cannot disagree. Prediction happens in two parts: `hidden` runs the network on
-whole sequences, `predict` applies the head to whichever rows are needed. A sampler that knows its positions
-beforehand, and a loss that skips rows, pay for the head only where it counts.
+Everything that evaluates, samples or analyses a model takes a `Predictor` and reads the process
+*from it*, so training and sampling cannot disagree. Prediction happens in two parts: `hidden` runs
+the network on whole sequences, `predict` applies the head to whichever rows are needed. A sampler
+that knows its positions beforehand, and a loss that skips rows, pay for the head only where it
+counts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dlm.parameterizations import Parameterization
 from dlm.processes import Prediction, Process, State
 from dlm.schedules import Schedule
 
-# |logit alpha| shown to the network: log(1e5), the levels that training times reach (dlm.times.T_MIN).
+# |logit alpha| shown to the network: log(1e5), the levels that training times reach
+# (dlm.times.T_MIN).
 LEVEL_LIMIT = 11.5
 
 
@@ -32,7 +34,7 @@ class Context(NamedTuple):
 
 
 class Backbone(Protocol):
-    """A bidirectional network that returns hidden states; the head belongs to the loss and the sampler."""
+    """A bidirectional network that returns hidden states; loss and sampler apply the head."""
 
     head: nn.Linear
     length: int
@@ -42,6 +44,10 @@ class Backbone(Protocol):
         self, tokens: Tensor, *, level: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor:
         """Hidden states (B, L, D) of tokens (B, L) at levels (B,), ready for the head."""
+        ...
+
+    def flops_per_token(self, length: int, training: bool = True) -> float:
+        """FLOPs of one position of a sequence, forward and backward, or forward only."""
         ...
 
 
@@ -56,7 +62,7 @@ class Predictor(Protocol):
         ...
 
     def predict(self, hidden: Tensor, state: State, t: Tensor) -> Prediction:
-        """The prediction at rows of `hidden` (..., D), of tokens (...), t broadcastable to (...)."""
+        """The prediction at rows of `hidden` (..., D) with tokens (...) and times (...)."""
         ...
 
 

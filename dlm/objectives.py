@@ -1,8 +1,9 @@
 """Training objectives: row losses of a prediction, summed over a batch in chunks.
 
-An objective maps a prediction and the clean token to nats per row; the base class runs the network once, sends
-only rows whose loss is not known to be zero through the head, and never holds the logits of the batch.
-Losses are SUMS over tokens: who trains divides once by the number of tokens of the whole step.
+An objective maps a prediction and the clean token to nats per row; the base class runs the network
+once, sends only rows whose loss is not known to be zero through the head, and never holds the
+logits of the batch. Losses are SUMS over tokens: who trains divides once by the number of tokens of
+the whole step.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Elbo(Objective):
 @final
 @dataclass(frozen=True)
 class CrossEntropy(Objective):
-    """-log denoiser(x0), unweighted in t. Its minimiser is the denoiser; it is not a likelihood bound."""
+    """-log denoiser(x0), unweighted in t: minimised by the denoiser, not a likelihood bound."""
 
     def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
         """Cross-entropy of the denoiser, in whichever currency the network speaks."""

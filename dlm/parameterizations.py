@@ -1,9 +1,10 @@
 """What the outputs of a network mean: raw logits in, a `Prediction` out.
 
-The MASK column is set to -inf first (no clean posterior has mass there), and everything from here on is at
-least float32. For the absorbing process `Denoising` and `LeaveOneOut` are the same thing.
+The MASK column is set to -inf first (no clean posterior has mass there), and everything from here
+on is at least float32. For the absorbing process `Denoising` and `LeaveOneOut` are the same thing.
 
-Source: Gourevitch et al. 2026, arXiv:2605.22765 (leave-one-out); Lou et al. 2024, arXiv:2310.16834 (score).
+Source: Gourevitch et al. 2026, arXiv:2605.22765 (leave-one-out); Lou et al. 2024, arXiv:2310.16834
+(score).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Denoising(Parameterization):
     """softmax(logits) is the denoiser p(x0^i | z)."""
 
     def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
-        """Made of the denoiser (of the leave-one-out posterior where the process knows they agree)."""
+        """Made of the denoiser (or of the leave-one-out posterior where they agree)."""
         return process.from_denoiser(_clean_log_probs(logits, process), state, t)
 
 
@@ -61,7 +62,7 @@ class LeaveOneOut(Parameterization):
 @final
 @dataclass(frozen=True)
 class Score(Parameterization):
-    """The logits are log-ratios of the noisy marginal, log m(y) / m(z), up to the process's scaling."""
+    """The logits are log m(y) / m(z), ratios of the noisy marginal, in the process's scaling."""
 
     def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
         """Made of the ratios; they need not come from a normalised marginal."""

@@ -1,10 +1,10 @@
 """Stateless random numbers, and the one place where the precision of categorical draws is decided.
 
 A `Key` holds a seed, the global index of every sequence of a batch and a path of folded words
-(purpose, step, ...). Every uniform it gives is a function of (seed, path, row, index) and of nothing
-else: neither the device, the rank, the batch a row sits in, nor what was drawn before. Numbers come
-from SplitMix64 in int64 tensor arithmetic (which wraps): a counter, hashed. They carry 53 bits, so the
-tail of a categorical law is not cut off as it is by float32 Gumbel noise.
+(purpose, step, ...). Every uniform it gives is a function of (seed, path, row, index) and of
+nothing else: neither the device, the rank, the batch a row sits in, nor what was drawn before.
+Numbers come from SplitMix64 in int64 tensor arithmetic (which wraps): a counter, hashed. They carry
+53 bits, so the tail of a categorical law is not cut off as it is by float32 Gumbel noise.
 
 Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators" (SplitMix64);
 Zheng et al. 2024, arXiv:2409.02908 (what 24-bit noise does to a sampler).
@@ -52,8 +52,8 @@ class Key:
 
     Attributes:
         seed: any integer.
-        rows: int64 (B,), the GLOBAL index of each sequence: never a rank, never a place in the batch.
-        path: what was folded in so far; use `fold`.
+        rows: int64 (B,), the GLOBAL index of each sequence: never a rank, never a place in the
+            batch. path: what was folded in so far; use `fold`.
     """
 
     seed: int
@@ -85,8 +85,8 @@ class Key:
 def sample_categorical(log_probs: Tensor, u: Tensor) -> Tensor:
     """Draw from categorical laws by inverse transform, one uniform a row.
 
-    Two levels: float64 sums over blocks of 256 entries, then the cumulative sum inside the block that
-    is hit. Entries of zero mass are never drawn.
+    Two levels: float64 sums over blocks of 256 entries, then the cumulative sum inside the block
+    that is hit. Entries of zero mass are never drawn.
 
     Args:
         log_probs: log-weights, shape (..., K), not necessarily normalised; -inf is no mass.
@@ -109,7 +109,7 @@ def sample_categorical(log_probs: Tensor, u: Tensor) -> Tensor:
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """First index whose cumulative weight exceeds `target`; the last one with mass if rounding leaves none."""
+    """First index whose cumulative weight exceeds `target`, or the last one with mass."""
     index = (cumulative <= target).sum(-1, keepdim=True)
     last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(index, last)

@@ -1,14 +1,15 @@
 """Noise schedules: how much of the clean sequence is left at time t.
 
-`alpha(t)` is the probability that a token still shows its clean value, decreasing on [0, 1], t = 0 clean,
-t = 1 noise. A schedule gives log alpha, log(1 - alpha) and d alpha / dt as float64, each from a formula of
-its own: near t = 0 the noise level 1 - alpha must never come from a rounded alpha. `inverse` is t(alpha).
-Formulas continue beyond [0, 1] where that is meaningful, so that a schedule that stops short of
-pure noise can still be asked for any level in (0, 1).
+`alpha(t)` is the probability that a token still shows its clean value, decreasing on [0, 1], t = 0
+clean, t = 1 noise. A schedule gives log alpha, log(1 - alpha) and d alpha / dt as float64, each
+from a formula of its own: near t = 0 the noise level 1 - alpha must never come from a rounded
+alpha. `inverse` is t(alpha). Formulas continue beyond [0, 1] where that is meaningful, so that a
+schedule that stops short of pure noise can still be asked for any level in (0, 1).
 
 | schedule | alpha | notes |
 |---|---|---|
-| Linear | 1 - (1 - alpha_min) t | "log-linear" of the published code; alpha_min 1e-3 there, 0 here |
+| Linear | 1 - (1 - alpha_min) t | "log-linear" of the published code; alpha_min 1e-3 there, 0 here
+|
 | Cosine | 1 - cos(pi/2 (1 - t)) | MaskGIT |
 | Polynomial | 1 - t^power | power 1 is linear |
 | Geometric | exp(-sigma_min^(1-t) sigma_max^t) | SEDD; alpha(0) < 1 and alpha(1) > 0 |
@@ -83,7 +84,8 @@ class Linear(Schedule):
     def __post_init__(self) -> None:
         if not 0 <= self.alpha_min < 1:
             raise UserError(
-                f"alpha_min must be in [0, 1), got {self.alpha_min}; use 1e-3 to match MDLM checkpoints"
+                f"alpha_min must be in [0, 1), got {self.alpha_min}; "
+                "use 1e-3 to match MDLM checkpoints"
             )
 
     def log_one_minus_alpha(self, t: Tensor | float) -> Tensor:
@@ -122,7 +124,8 @@ class Cosine(Schedule):
 
     def inverse(self, alpha: Tensor | float) -> Tensor:
         """t = 1 - (4/pi) asin(sqrt(alpha / 2))."""
-        return 1 - (4 / math.pi) * torch.asin(torch.sqrt(_double(alpha) / 2))
+        t = 1 - (4 / math.pi) * torch.asin(torch.sqrt(_double(alpha) / 2))
+        return t.clamp(min=0.0)  # rounding must not leave the domain of the sine
 
 
 @final

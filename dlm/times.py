@@ -1,9 +1,9 @@
 """Which times the sequences of a training batch are noised to.
 
-A time is a function of (seed, global sample counter), so it depends neither on the number of devices nor on
-accumulation. `LowDiscrepancy` stratifies over the *global* batch of one optimizer step: n sequences get the
-n points of a grid shifted by one uniform, t_i = frac(U + i / n); each is uniform, together they cover
-[0, 1] evenly, and the estimate of the bound stays unbiased.
+A time is a function of (seed, global sample counter), so it depends neither on the number of
+devices nor on accumulation. `LowDiscrepancy` stratifies over the *global* batch of one optimizer
+step: n sequences get the n points of a grid shifted by one uniform, t_i = frac(U + i / n); each is
+uniform, together they cover [0, 1] evenly, and the estimate of the bound stays unbiased.
 
 Source: Kingma et al. 2021, arXiv:2107.00630 (low-discrepancy times).
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dlm.random import Key
 
-# Below this noise level float32 losses lose their digits; the bound's integrand grows at most like log(1/t)
-# there, so stopping here moves the training loss by about 1e-5 nats.
+# Below this noise level float32 losses lose their digits; the bound's integrand grows at most like
+# log(1/t) there, so stopping here moves the training loss by about 1e-5 nats.
 T_MIN = 1e-5
 
 

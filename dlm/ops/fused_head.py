@@ -1,8 +1,9 @@
 """Head and loss in one pass over chunks of rows: logits of the whole batch never exist.
 
-For each chunk of rows: logits = hidden @ weight^T, a row-wise loss, its gradient with respect to the logits, and
-from that the gradients of hidden and weight, accumulated on the spot. Memory is one chunk of logits whatever the
-batch; nothing is recomputed in the backward pass, which only scales what the forward pass left.
+For each chunk of rows: logits = hidden @ weight^T, a row-wise loss, its gradient with respect to
+the logits, and from that the gradients of hidden and weight, accumulated on the spot. Memory is one
+chunk of logits whatever the batch; nothing is recomputed in the backward pass, which only scales
+what the forward pass left.
 
 Run it inside a module's forward, so that DDP and FSDP see the head's weight used there.
 """
@@ -17,7 +18,10 @@ from torch import Tensor
 
 RowLoss = Callable[[Tensor, slice], Tensor]  # logits (C, K) of the rows in the slice -> losses (C,)
 
-_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}  # of float32 logits: what a cache, or a GPU, likes
+_CHUNK_BYTES = {
+    "cpu": 16 << 20,
+    "cuda": 512 << 20,
+}  # of float32 logits: what a cache, or a GPU, likes
 
 
 def fused_head(
@@ -33,7 +37,8 @@ def fused_head(
         chunk: rows at a time; None picks it from K and the device.
 
     Returns:
-        The sum (scalar, differentiable in hidden and weight, once) and the unweighted losses, detached, float64 (N,).
+        The sum (scalar, differentiable in hidden and weight, once) and the unweighted losses,
+        detached, float64 (N,).
     """
     if chunk is None:
         budget = _CHUNK_BYTES.get(hidden.device.type, _CHUNK_BYTES["cuda"])
@@ -79,7 +84,9 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         if ctx.gradients is None:
-            raise RuntimeError("the fused head can be differentiated once; run the forward pass again")
+            raise RuntimeError(
+                "the fused head can be differentiated once; run the forward pass again"
+            )
         grad_h, grad_w = ctx.gradients
         ctx.gradients = None
         scale = grad_outputs[0]

@@ -1,14 +1,17 @@
 """The absorbing (masked) process: a token survives with probability alpha_t, else it is MASK.
 
-`pi` is the point mass at MASK. At a masked position the leave-one-out posterior and the denoiser are the
-same; at an unmasked one the denoiser is the point mass at the token, and the leave-one-out posterior
-cannot be recovered from it (it is never needed: such positions neither move nor carry loss).
+`pi` is the point mass at MASK. At a masked position the leave-one-out posterior and the denoiser
+are the same; at an unmasked one the denoiser is the point mass at the token, and the leave-one-out
+posterior cannot be recovered from it (it is never needed: such positions neither move nor carry
+loss).
 
     bound     (-alpha'_t / (1 - alpha_t)) 1[z = MASK] (-log loo(x0))
-    step      a mask opens with probability 1 - (1 - alpha_s) / (1 - alpha_t), to a token drawn from loo
+    step      a mask opens with probability 1 - (1 - alpha_s) / (1 - alpha_t), to a token drawn from
+    loo
 
-K = num_states counts MASK; its entry of any clean posterior has no mass. The network need not see t.
-Source: Sahoo et al. 2024, arXiv:2406.07524 (MDLM); Lou et al. 2024, arXiv:2310.16834 (score entropy).
+K = num_states counts MASK; its entry of any clean posterior has no mass. The network need not see
+t. Source: Sahoo et al. 2024, arXiv:2406.07524 (MDLM); Lou et al. 2024, arXiv:2310.16834 (score
+entropy).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class Absorbing(Process):
     """
 
     num_states: int
-    mask_id: int
+    mask_id: int  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: narrowing is safe)
     schedule: Schedule
     time_conditioned: ClassVar[bool] = False
 
@@ -81,9 +84,7 @@ class Absorbing(Process):
 
     def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
         """loo where masked, the point mass at the token elsewhere (carry-over)."""
-        return torch.where(
-            self.active(state)[..., None], log_loo, log_point(state.tokens, log_loo)
-        )
+        return torch.where(self.active(state)[..., None], log_loo, log_point(state.tokens, log_loo))
 
     def to_loo(self, log_denoiser: Tensor, state: State, t: Tensor) -> Tensor:
         """The denoiser itself; at an unmasked position that is the point mass at the token."""
@@ -100,7 +101,7 @@ class Absorbing(Process):
         return self._with_mask(log_loo + log_alpha, log_noise)
 
     def posterior(self, prediction: Prediction, s: Tensor) -> Tensor:
-        """Masked: MASK with probability (1 - alpha_s) / (1 - alpha_t), else loo. Unmasked: stays."""
+        """Masked: stays with probability (1 - alpha_s) / (1 - alpha_t), else loo. Unmasked: stays."""
         log_loo = prediction.log_loo
         log_stay = self._log_stay(prediction.t, s)
         log_open = torch.log(-torch.expm1(log_stay)).to(log_loo.dtype)[..., None]
@@ -120,7 +121,8 @@ class Absorbing(Process):
         """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked.
 
         A prediction made of ratios need not be normalised: the bound is then
-        (-alpha' / (1 - alpha)) (sum_y e^l(y) - 1 - l(x0)), l = log-ratio - log(alpha / (1 - alpha)).
+        (-alpha' / (1 - alpha)) (sum_y e^l(y) - 1 - l(x0)), l = log-ratio - log(alpha / (1 -
+        alpha)).
         """
         t = prediction.t
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
@@ -128,7 +130,8 @@ class Absorbing(Process):
         if prediction.made_of_ratios:
             log_alpha, log_noise = self._levels(t, prediction.log_ratios.dtype)
             mask = torch.tensor(self.mask_id, device=x0.device)
-            scores = (prediction.log_ratios - (log_alpha - log_noise)).index_fill(-1, mask, -torch.inf)
+            scores = prediction.log_ratios - (log_alpha - log_noise)
+            scores = scores.index_fill(-1, mask, -torch.inf)
             loss = torch.logsumexp(scores, -1).exp() - 1 - pick(scores, x0)
         else:
             loss = -pick(prediction.log_loo, x0)

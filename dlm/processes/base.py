@@ -1,20 +1,23 @@
 """Noise processes: every formula of one process in one file, row-wise over `[..., K]`.
 
-Every process here corrupts each token on its own: `q_t(z | x0) = alpha_t 1[z = x0] + (1 - alpha_t) pi(z)`.
-With `loo(v) = p(x0^i = v | z^{-i})`, the leave-one-out posterior of a position given all the others,
-and `m_t = alpha_t loo + (1 - alpha_t) pi`, the law of its noisy token given all the others:
+Every process here corrupts each token on its own: `q_t(z | x0) = alpha_t 1[z = x0] + (1 - alpha_t)
+pi(z)`. With `loo(v) = p(x0^i = v | z^{-i})`, the leave-one-out posterior of a position given all
+the others, and `m_t = alpha_t loo + (1 - alpha_t) pi`, the law of its noisy token given all the
+others:
 
 1. Bayes:      denoiser(v) ~ loo(v) q_t(z | v)
 2. ancestral:  p(z_s | z_t) ~ q_{t|s}(z_t | z_s) m_s(z_s)
 3. bound:      its integrand at the token z is the jump rate into z times
-               sum_{y != z} phi(q_t(y|x0) / q_t(z|x0), m_t(y) / m_t(z)),  phi(x, y) = y - x + x log(x / y)
+               sum_{y != z} phi(q_t(y|x0) / q_t(z|x0), m_t(y) / m_t(z)),  phi(x, y) = y - x + x
+               log(x / y)
 
 A `Prediction` is what flows from the network to the loss and to the sampler. It is made in one of
 three currencies (leave-one-out posterior, denoiser, ratios of the noisy marginal) and converts only
 when a formula asks, because near t = 0 the conversion from the denoiser cancels digits.
 
 Shapes: tokens (...), times broadcast against tokens, log-probabilities (..., K), all in nats.
-Source: Gourevitch et al. 2026, arXiv:2605.22765; Dmitriev, Huang & Wei 2026 (leave-one-out sampler).
+Source: Gourevitch et al. 2026, arXiv:2605.22765; Dmitriev, Huang & Wei 2026 (leave-one-out
+sampler).
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from dlm.schedules import Schedule
 
 Filter = Callable[[Tensor], Tensor]
 
-# 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0 and t = 1.
+# 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0
+# and t = 1.
 LOG_FLOOR = -69.0
 
 
@@ -99,19 +103,19 @@ class Prediction:
         return self._ratios
 
     def map(self, f: Filter, *, on: Literal["loo", "denoiser"]) -> Prediction:
-        """The prediction with a filter (temperature, top-p, ...) applied to one of its two posteriors."""
+        """The prediction with a filter (temperature, ...) applied to one of its posteriors."""
         if on == "loo":
             return Prediction(self.process, self.state, self.t, log_loo=f(self.log_loo))
         return Prediction(self.process, self.state, self.t, log_denoiser=f(self.log_denoiser))
 
 
 class Process(ABC):
-    """One noise process: numbers only, no buffers, no device. Concrete ones are frozen dataclasses."""
+    """One noise process: numbers only, no device. Concrete ones are frozen dataclasses."""
 
     time_conditioned: ClassVar[bool]  # whether the network has to see the noise level
     num_states: int
     schedule: Schedule
-    mask_id: int | None = None
+    mask_id: int | None
 
     # -- forward -------------------------------------------------------------------------------
 
@@ -173,11 +177,12 @@ class Process(ABC):
 
     @abstractmethod
     def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
-        """A probability b(t, s) that no position exceeds when it changes, whatever the network says."""
+        """b(t, s): no position changes with a larger probability, whatever the network says."""
 
     @abstractmethod
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
-        """Log-law (..., K) of z_s at a position drawn with probability b: p = (1 - b) 1[z] + b moved.
+        """Log-law (..., K) of z_s at a position drawn with probability b: p = (1 - b) 1[z] + b
+        moved.
 
         So a sampler draws the positions first and runs the network only where one was drawn.
         """
@@ -186,11 +191,11 @@ class Process(ABC):
 
     @abstractmethod
     def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
-        """Integrand of the negative ELBO at prediction.t: nats per token and unit of t, shape (...)."""
+        """Integrand of the negative ELBO at prediction.t, (...): nats per token and unit of t."""
 
     @abstractmethod
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
-        """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, shape (...): one term of the K-step bound."""
+        """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, (...): one term of the K-step bound."""
 
     # -- shared arithmetic ---------------------------------------------------------------------
 

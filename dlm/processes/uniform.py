@@ -1,23 +1,27 @@
-"""The uniform process: a token survives with probability alpha_t, else it is drawn evenly from all K.
+"""The uniform process: a token survives with probability alpha_t, else it is drawn evenly from all
+K.
 
-The noise may equal the clean token; every formula assumes so. Seeing z at level a multiplies its odds by
-1 + K a / (1 - a): the same shift turns the leave-one-out posterior into the denoiser (a = alpha_t) and the
-marginal m_s into the reverse step (a = alpha_t / alpha_s). With e = K alpha / (1 - alpha), p = loo,
-sp = log(1 + e), sigma_y = log(1 + e p_y), T = sum_y sigma_y, the bound's integrand is (-alpha' / (alpha K)) times
+The noise may equal the clean token; every formula assumes so. Seeing z at level a multiplies its
+odds by 1 + K a / (1 - a): the same shift turns the leave-one-out posterior into the denoiser (a =
+alpha_t) and the marginal m_s into the reverse step (a = alpha_t / alpha_s). With e = K alpha / (1 -
+alpha), p = loo, sp = log(1 + e), sigma_y = log(1 + e p_y), T = sum_y sigma_y, the bound's integrand
+is (-alpha' / (alpha K)) times
 
     z == x0   (K sigma_z - T - (K - 1)(1 + sp)) / (1 + e) + (K + e) exp(-sigma_z) - 1
     z != x0   (1 + e) sp - e sigma_x0 + (K + e)(sigma_z + exp(-sigma_z) - 1) - T
 
-The form is chosen for differentiation: one sum over K besides the softmax, no cancelling exponentials.
-Its minimiser is the leave-one-out posterior, not the denoiser. The network has to see the noise level.
+The form is chosen for differentiation: one sum over K besides the softmax, no cancelling
+exponentials. Its minimiser is the leave-one-out posterior, not the denoiser. The network has to see
+the noise level.
 
-Source: Schiff et al. 2024, arXiv:2412.10193 (UDLM); Gourevitch et al. 2026, arXiv:2605.22765 (leave-one-out).
+Source: Schiff et al. 2024, arXiv:2412.10193 (UDLM); Gourevitch et al. 2026, arXiv:2605.22765
+(leave-one-out).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self, final
 
 import torch
@@ -41,6 +45,7 @@ class Uniform(Process):
 
     num_states: int
     schedule: Schedule
+    mask_id: int | None = field(default=None, init=False)
     time_conditioned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -79,8 +84,9 @@ class Uniform(Process):
     def from_score(self, logits: Tensor, state: State, t: Tensor) -> Prediction:
         """log m(y) / m(z) = logits sp / (1 + sp), zero at y = z, with sp = log(1 + e).
 
-        The true log-ratio lies in [-sp, sp] and vanishes with alpha. Without a factor that vanishes with it, any
-        error of the network at alpha -> 0 would make the bound infinite (its rate there is 1 / alpha).
+        The true log-ratio lies in [-sp, sp] and vanishes with alpha. Without a factor that vanishes
+        with it, any error of the network at alpha -> 0 would make the bound infinite (its rate
+        there is 1 / alpha).
         """
         sp = self._evidence(t)
         ratios = logits * (sp / (1 + sp)).to(logits.dtype)
@@ -99,8 +105,9 @@ class Uniform(Process):
     def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
         """(m - (1 - alpha) / K) / alpha with m the normalised ratios.
 
-        An inexact score can make this negative: below the rounding of the dtype it bends into a positive tail
-        d^2 / (2 d - x), so that logarithm and gradient stay finite; exact scores are not touched.
+        An inexact score can make this negative: below the rounding of the dtype it bends into a
+            positive tail d^2 / (2 d - x), so that logarithm and gradient stay finite; exact scores
+            are not touched.
         """
         log_alpha, log_noise = self._levels(t, log_ratios.dtype)
         excess = log_ratios.softmax(-1) - log_noise.exp() / self.num_states
@@ -179,7 +186,7 @@ class Uniform(Process):
 
 
 def _bound_of_loo(log_loo: Tensor, z: Tensor, x0: Tensor, log_e: Tensor) -> Tensor:
-    """The bracket of the module's formula, float64 (...); the pass over K is in the dtype of log_loo."""
+    """The bracket of the module's formula, float64 (...); the pass over K keeps its dtype."""
     k = log_loo.shape[-1]
     e = log_e.exp()
     sp = F.softplus(log_e)

@@ -1,0 +1,152 @@
+"""Exact laws on small spaces: one dense reference for every process, and samplers pushed through
+exactly.
+
+Only three facts about a process are used: q_t(z | x0) = alpha_t 1[z = x0] + b_t(z), that it is
+Markov, and Bayes' rule. Nothing here shares a formula with the process files, so agreement is
+evidence. All float64; states of a sequence are enumerated, K^L of them.
+
+Source: the step cost is the chain rule of KL along the path (Dmitriev, Huang & Wei 2026, theorem
+2).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dlm.denoiser import Predictor
+from dlm.processes import Process, State
+from dlm.samplers import Kernel
+
+
+def noise_law(process: Process) -> Tensor:
+    """pi, float64 (K,): the point mass at MASK, or even."""
+    if process.mask_id is not None:
+        return torch.nn.functional.one_hot(
+            torch.tensor(process.mask_id), process.num_states
+        ).double()
+    return torch.full((process.num_states,), 1 / process.num_states, dtype=torch.float64)
+
+
+def channel(process: Process, t: Tensor) -> Tensor:
+    """q_t(z | x0), float64 (K, K), rows x0."""
+    alpha = process.schedule.alpha(t)
+    identity = torch.eye(process.num_states, dtype=torch.float64)
+    return alpha * identity + process.schedule.log_one_minus_alpha(t).exp() * noise_law(process)
+
+
+def log_channel(process: Process, t: Tensor) -> Tensor:
+    """log q_t(z | x0), float64 (K, K)."""
+    return channel(process, t).log()
+
+
+def transition(process: Process, s: Tensor, t: Tensor) -> Tensor:
+    """q_{t|s}(z_t | z_s), float64 (K, K), rows z_s, for s < t."""
+    rho = process.schedule.alpha(t) / process.schedule.alpha(s)
+    identity = torch.eye(process.num_states, dtype=torch.float64)
+    return rho * identity + (1 - rho) * noise_law(process)
+
+
+def bridge(process: Process, x0: Tensor, state: State, s: Tensor, t: Tensor) -> Tensor:
+    """q(z_s | z_t, x0) by Bayes' rule, float64 (..., K)."""
+    joint = channel(process, s)[x0] * transition(process, s, t).T[state.tokens]
+    return joint / joint.sum(-1, keepdim=True)
+
+
+def bound_integrand(process: Process, loo: Tensor, x0: Tensor, state: State, t: Tensor) -> Tensor:
+    """Jump rate into z times sum_{y != z} phi(q(y|x0)/q(z|x0), m(y)/m(z)), float64 (...).
+
+    phi(x, y) = y - x + x log(x / y); loo (..., K) sums to one; t is a scalar.
+    """
+    alpha, pi = process.schedule.alpha(t), noise_law(process)
+    z = state.tokens[..., None]
+    rate = -process.schedule.dalpha(t) / alpha * pi[state.tokens]
+    given = channel(process, t)[x0]
+    model = alpha * loo + (1 - alpha) * pi
+    x, y = given / given.gather(-1, z), model / model.gather(-1, z)
+    phi = y - x + torch.where(x > 0, x * (x / y).log(), 0.0)
+    phi = phi.scatter(-1, z, 0.0)
+    return torch.where(rate > 0, rate * phi.sum(-1), 0.0)
+
+
+def all_states(num_states: int, length: int) -> Tensor:
+    """Every sequence, int64 (K^L, L), in the order of a flattened table."""
+    return torch.cartesian_prod(*[torch.arange(num_states)] * length).reshape(-1, length)
+
+
+def product_law(rows: Tensor) -> Tensor:
+    """Joint law, (N, K^L), of independent positions with laws (N, L, K)."""
+    joint = rows[:, 0]
+    for i in range(1, rows.shape[1]):
+        joint = (joint[:, :, None] * rows[:, i][:, None, :]).flatten(1)
+    return joint
+
+
+def embed(law: Tensor, process: Process) -> Tensor:
+    """A table over V symbols as a law over the K^L states of the process, flat float64."""
+    padding = [0, process.num_states - law.shape[0]] * law.ndim
+    return torch.nn.functional.pad(law.double(), padding).flatten()
+
+
+def noised_law(law: Tensor, process: Process, t: Tensor) -> Tensor:
+    """The law of z_t when x0 follows the table `law`, flat float64 (K^L,)."""
+    length = law.ndim
+    table = embed(law, process).reshape([process.num_states] * length)
+    kernel = channel(process, t)
+    for _ in range(length):
+        table = torch.einsum("i...,ij->...j", table, kernel)  # axis 0 leaves, its noise comes last
+    return table.flatten()
+
+
+def step_law(predictor: Predictor, kernel: Kernel, t: Tensor, s: Tensor, length: int) -> Tensor:
+    """p(z_s | z_t) of a sampler step over all states, float64 (K^L, K^L), rows z_t."""
+    states = State(all_states(predictor.process.num_states, length))
+    times = t.expand(states.tokens.shape)
+    prediction = predictor.predict(predictor.hidden(states, t[None]), states, times)
+    return product_law(kernel.log_probs(prediction, s).exp())
+
+
+def output_law(predictor: Predictor, kernel: Kernel, times: Tensor, length: int) -> Tensor:
+    """The law that a sampler draws from, flat float64 (K^L,).
+
+    Args:
+        predictor: its network, as a function of the noisy state.
+        kernel: one reverse transition.
+        times: (steps + 1,), from noise to data.
+        length: L.
+    """
+    process = predictor.process
+    law = product_law(noise_law(process).expand(1, length, -1))[0]
+    for t, s in pairwise(times):
+        law = law @ step_law(predictor, kernel, t, s, length)
+    return law
+
+
+def path_kl(law: Tensor, predictor: Predictor, kernel: Kernel, times: Tensor) -> Tensor:
+    """KL in nats of the exact reverse path from the sampler's: the sum of E KL over the steps."""
+    process, length = predictor.process, law.ndim
+    total = torch.zeros((), dtype=torch.float64)
+    for t, s in pairwise(times):
+        forward = product_law(transition(process, s, t)[all_states(process.num_states, length)])
+        joint = noised_law(law, process, s)[:, None] * forward  # rows z_s
+        exact = joint / joint.sum(0)
+        model = step_law(predictor, kernel, t, s, length).T
+        total += torch.where(joint > 0, joint * (exact / model).log(), 0.0).sum()
+    return total
+
+
+def entropy(law: Tensor) -> Tensor:
+    """Entropy in nats of a table of any shape."""
+    return torch.special.entr(law.double()).sum()
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Half the sum of absolute differences of two laws."""
+    return (p - q).abs().sum() / 2
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats."""
+    return torch.where(p > 0, p * (p / q).log(), 0.0).sum()

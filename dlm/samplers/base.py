@@ -1,0 +1,90 @@
+"""What every sampler shares: the call, what it takes and what it gives back.
+
+A sampler holds settings only. It reads the process from the predictor it is handed, draws every
+number from a key (so a sequence is the same alone or in a batch), and counts the network
+evaluations of each sequence.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dlm.denoiser import Context, Predictor
+from dlm.errors import UserError
+from dlm.processes import State
+from dlm.random import Key
+
+
+class Prompt(NamedTuple):
+    """Tokens that are given: prefix, suffix, any spans.
+
+    tokens: int64 (B, L), read where frozen.
+    frozen: bool (B, L), positions that keep their token.
+    """
+
+    tokens: Tensor
+    frozen: Tensor
+
+
+class Samples(NamedTuple):
+    """What a sampler made.
+
+    tokens: int64 (B, L).
+    calls: int64 (B,), network evaluations that each sequence took part in.
+    """
+
+    tokens: Tensor
+    calls: Tensor
+
+
+OnStep = Callable[[int, State], None]  # after step k = 0, 1, ..., with the state of the batch
+
+
+class Sampler(ABC):
+    """Draws token sequences from a predictor."""
+
+    @property
+    @abstractmethod
+    def calls(self) -> int:
+        """Network evaluations a sequence takes at most."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        predictor: Predictor,
+        shape: tuple[int, int],
+        *,
+        key: Key,
+        prompt: Prompt | None = None,
+        context: Context | None = None,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """Sample.
+
+        Args:
+            predictor: a denoiser, an oracle, ...
+            shape: (B, L).
+            key: its rows, (B,), number the sequences; they decide every draw.
+            prompt: tokens that are given.
+            context: documents, if rows hold several.
+            on_step: called after every step with its number and the state.
+        """
+
+
+def check_prompt(prompt: Prompt, shape: tuple[int, int], num_states: int) -> None:
+    """Refuse a prompt that does not fit.
+
+    Raises:
+        UserError: for another shape than (B, L) or a frozen token that is no state.
+    """
+    if prompt.tokens.shape != shape or prompt.frozen.shape != shape:
+        raise UserError(f"the prompt has shape {tuple(prompt.tokens.shape)}, the samples {shape}")
+    given = prompt.tokens[prompt.frozen]
+    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < num_states):
+        raise UserError(
+            f"the prompt holds a token outside [0, {num_states}): was it made by another tokenizer?"
+        )

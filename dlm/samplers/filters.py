@@ -1,0 +1,119 @@
+"""Filters: temperature, top-k, top-p and min-p as maps of log-probabilities (..., K).
+
+Each keeps a normalised law and never drops the most likely token. Which posterior they act on is
+the sampler's choice. For the uniform process it matters: the denoiser contains the evidence of the
+observed token, so a low temperature on it also amplifies that (possibly noise) token; on the
+leave-one-out posterior it does not. For the absorbing process the two agree.
+
+Source: Holtzman et al. 2020 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dlm.errors import UserError
+from dlm.processes import Filter
+
+
+@final
+@dataclass(frozen=True)
+class Temperature:
+    """p^(1/temperature), normalised."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise UserError(
+                f"temperature must be positive, got {self.temperature}; "
+                "use top_k=1 for the most likely token"
+            )
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """Sharpen (below 1) or flatten (above 1)."""
+        return (log_probs / self.temperature).log_softmax(-1)
+
+
+@final
+@dataclass(frozen=True)
+class TopK:
+    """The k most likely tokens."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise UserError(f"top_k must be at least 1, got {self.k}")
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """Ties at the border are broken by index, so exactly k tokens stay."""
+        k = min(self.k, log_probs.shape[-1])
+        kept = torch.zeros_like(log_probs, dtype=torch.bool)
+        kept = kept.scatter(-1, log_probs.topk(k, dim=-1).indices, True)
+        return _keep(log_probs, kept)
+
+
+@final
+@dataclass(frozen=True)
+class TopP:
+    """The smallest set of most likely tokens with mass of at least p: the crossing one is in."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise UserError(f"top_p must be in (0, 1], got {self.p}")
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """A token stays while the mass before it is below p."""
+        sorted_probs, order = log_probs.exp().sort(-1, descending=True)
+        before = sorted_probs.cumsum(-1) - sorted_probs
+        kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, order, before < self.p)
+        return _keep(log_probs, kept)
+
+
+@final
+@dataclass(frozen=True)
+class MinP:
+    """Tokens at least `p` times as likely as the most likely one."""
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise UserError(f"min_p must be in (0, 1], got {self.p}")
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """The threshold is relative to the mode."""
+        return _keep(log_probs, log_probs >= log_probs.amax(-1, keepdim=True) + math.log(self.p))
+
+
+def compose(
+    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
+) -> Filter | None:
+    """One filter that applies those that are set, in this order; None if none is."""
+    chosen: list[Filter] = []
+    if temperature != 1.0:
+        chosen.append(Temperature(temperature))
+    chosen += [TopK(top_k)] if top_k is not None else []
+    chosen += [TopP(top_p)] if top_p is not None else []
+    chosen += [MinP(min_p)] if min_p is not None else []
+    if not chosen:
+        return None
+
+    def apply(log_probs: Tensor) -> Tensor:
+        for each in chosen:
+            log_probs = each(log_probs)
+        return log_probs
+
+    return apply
+
+
+def _keep(log_probs: Tensor, kept: Tensor) -> Tensor:
+    return log_probs.masked_fill(~kept, -torch.inf).log_softmax(-1)
