@@ -24,6 +24,6 @@ RUN if [ "$TORCH" = gpu ]; then \
 
 # Runs, data and caches live in the folder that is mounted here.
 WORKDIR /workspace
-ENV XDG_CACHE_HOME=/workspace/.cache HF_HOME=/workspace/.cache/huggingface
+ENV DLM_CACHE=/workspace/.cache/dlm HF_HOME=/workspace/.cache/huggingface
 ENTRYPOINT ["dlm"]
 CMD ["--help"]

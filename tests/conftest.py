@@ -1,10 +1,13 @@
 """What every test stands on: one thread a worker, no network, no GPU unless asked, no home folder.
 
 The environment is set before anything imports torch, transformers or matplotlib, because they read
-it once. Subprocesses started by a test inherit it.
+it once. Subprocesses started by a test inherit it, and so do the workers of pytest-xdist, which thus
+share one cache of tokenizers and tokens: a fresh folder, removed at the end.
 """
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -25,6 +28,13 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The first process makes the cache folder and will remove it."""
+    if not hasattr(config, "workerinput"):
+        os.environ["DLM_CACHE"] = tempfile.mkdtemp(prefix="dlm-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["DLM_CACHE"], ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,7 +67,7 @@ def test_the_wheel_trains_outside_the_checkout(wheel, tmp_path):
     folder.mkdir()
     (folder / "book.txt").write_text("a small book\n" * 60, "utf-8")
     zipfile.ZipFile(wheel).extractall(site)
-    environment = os.environ | {"PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(site), "DLM_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *TINY],
         cwd=folder,
