@@ -1,7 +1,7 @@
 """What every test stands on: one thread a worker, no network, no GPU unless asked, no home folder.
 
 The environment is set before anything imports torch, transformers or matplotlib, because they read
-it once. Subprocesses started by a test inherit it, and so do the workers of pytest-xdist, which thus
+it once. Subprocesses started by a test inherit it, and so do the workers of pytest-xdist, which so
 share one cache of tokenizers and tokens: a fresh folder, removed at the end.
 """
 
