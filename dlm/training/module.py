@@ -1,0 +1,205 @@
+"""The Lightning module: draws times and noise, calls the objective, divides, logs. Nothing else.
+
+An objective returns a SUM over tokens. The sum is back-propagated (over a constant, so that fp16
+gradients stay in range), and once per optimizer step the gradients are divided by the number of
+valid tokens of the whole step, all ranks and accumulated batches together:
+
+    grad = sum_{ranks, batches} d loss_sum / sum_{ranks, batches} tokens
+
+So accumulation, a short last window and the number of devices change nothing. DDP averages over
+ranks, hence the factor `world_size`. The order in Lightning 2.6: backward (fp16: unscale) ->
+`on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The division stands in the
+first hook; there too a loss that is not finite stops the run, before the weights change.
+
+Every draw is a function of (seed, row), the learning rate is one of the step: there is no random
+state and no scheduler state to save. Metrics go to the loggers under the number of finished steps,
+before the callbacks see the end of the batch, so a checkpoint of step n finds row n written.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import lightning
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from dlm.data import Batch
+from dlm.denoiser import Context, Denoiser
+from dlm.errors import UserError
+from dlm.evaluation.likelihood import sequence_nelbo
+from dlm.evaluation.totals import Likelihood, LikelihoodTotals
+from dlm.objectives import Objective
+from dlm.random import Key
+from dlm.times import Times
+from dlm.training.optim import AdamW
+from dlm.training.steps import diverged, seed_dropout
+from dlm.training.throughput import Speed
+
+VALIDATION = ("nelbo", "nelbo_stderr", "ppl", "bits_per_byte")  # logged as val/...
+
+
+@final
+class DiffusionModule(lightning.LightningModule):
+    """Trains a denoiser.
+
+    Args:
+        denoiser: the model.
+        objective: the loss, a sum over tokens in nats.
+        times: law of the training times.
+        optimizer: makes the optimizer of the model.
+        lr: factor of the learning rate from the number of steps done.
+        seed: of times, noise and dropout.
+        batch_size: sequences of one optimizer step: devices x accumulation x per device.
+        draws: draws of t a validation sequence.
+        num_bytes: bytes of the original UTF-8 text of the validation split; None: unknown.
+        validation_seed: of the validation's draws, the same every time.
+        payload: plain values stored under "dlm" in every checkpoint; `meta.step` is filled in.
+
+    Attributes:
+        metrics: numbers of the last optimizer step, as they are logged.
+        likelihood: result of the last validation, None before.
+        tokens_seen: valid tokens trained on so far, over all resumed runs.
+        speed: tokens per second and MFU.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        times: Times,
+        optimizer: AdamW,
+        lr: Callable[[int], float],
+        *,
+        seed: int,
+        batch_size: int,
+        draws: int = 1,
+        num_bytes: int | None = None,
+        validation_seed: int = 0,
+        payload: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.objective, self.times = denoiser, objective, times
+        self.optimizer, self.lr = optimizer, lr
+        self.seed, self.batch_size = seed, batch_size
+        self.draws, self.num_bytes, self.validation_seed = draws, num_bytes, validation_seed
+        self.payload = payload or {}
+        self.metrics: dict[str, float] = {}
+        self.likelihood: Likelihood | None = None
+        self.tokens_seen = 0
+        backbone = denoiser.backbone
+        self.speed = Speed(backbone.flops_per_token(backbone.length))
+        self._unit = float(batch_size * backbone.length)
+        self._window: list[tuple[Tensor, Tensor]] = []  # rows and [loss, tokens, positions]
+        self._sums: list[float] = []  # loss, tokens, positions of the step, norm of its gradient
+        self._totals = LikelihoodTotals()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch: its sum over valid tokens, in nats, over a constant."""
+        seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+        process = self.denoiser.process
+        t = self.times(batch.rows, seed=self.seed, batch_size=self.batch_size)
+        key = Key(self.seed, batch.rows).fold("train")
+        state = process.corrupt(batch.tokens, t[:, None], key=key)
+        state = process.pin(state, batch.tokens, ~batch.valid)
+        context = Context(documents=batch.documents)
+        result = self.objective(self.denoiser, batch.tokens, state, t, batch.valid, context)
+        loss = result.rows.sum()
+        positions = torch.full_like(loss, batch.tokens.numel())
+        sums = torch.stack([loss, batch.valid.sum().to(loss), positions])
+        self._window.append((batch.rows, sums))
+        return result.loss / self._unit
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the tokens of the step; stop at a loss that is not finite."""
+        local = torch.stack([sums for _, sums in self._window]).sum(0)
+        total = self.trainer.strategy.reduce(local, reduce_op="sum")
+        factor = self._unit * self.trainer.world_size / total[1].clamp(min=1)
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, factor.float())
+        self._norm = get_total_norm(grads)
+        # The one read of the device in a step: the guard must know before the weights change.
+        sums = torch.cat([total, self._norm.to(total)[None]]).tolist()
+        scaled = self.trainer.precision == "16-mixed"  # there the scaler skips infinite gradients
+        if not (math.isfinite(sums[0]) and (scaled or math.isfinite(sums[3]))):
+            raise UserError(diverged(self.trainer.global_step + 1, self._window))
+        self._window, self._sums = [], sums
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to a norm, with the norm that is known already; by value as Lightning does."""
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take one step, at the learning rate of its number; log it."""
+        lr = self.optimizer.lr * self.lr(self.trainer.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        loss, tokens, positions, norm = self._sums
+        self.speed.step(tokens, positions)
+        self.tokens_seen += round(tokens)
+        loss /= max(tokens, 1)
+        self.metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}
+        self.metrics |= {"train/tokens": self.tokens_seen, "train/epoch": epoch}
+        step = self.trainer.global_step + 1
+        if step == 1 or step % self.trainer.log_every_n_steps == 0:
+            self._log(self.metrics | self.speed.read(), step)
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self.speed.start(self.device, str(self.trainer.precision), self.trainer.world_size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch: the path of `dlm evaluate`."""
+        nats = sequence_nelbo(self.denoiser, batch, draws=self.draws, seed=self.validation_seed)
+        self._totals.update(nats, batch.valid.sum(-1))
+
+    def on_validation_epoch_end(self) -> None:
+        """All-reduce and log the bound; to the loggers only while training."""
+        sums = self.trainer.strategy.reduce(self._totals.state().to(self.device), reduce_op="sum")
+        totals, self._totals = LikelihoodTotals(), LikelihoodTotals()
+        totals.merge(sums)
+        self.likelihood = totals.result(self.num_bytes, self.draws, self.validation_seed)
+        numbers = self.likelihood.json()
+        metrics = {f"val/{k}": numbers[k] for k in VALIDATION if numbers[k] is not None}
+        self.log_dict(metrics, logger=False)
+        if self.trainer.state.fn == "fit":
+            self._log(metrics, self.trainer.global_step)
+
+    def on_validation_end(self) -> None:
+        """Leave the time of the validation out of the speed."""
+        self.speed.resume()
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer; the learning rate is set in `optimizer_step`, so there is no scheduler."""
+        return self.optimizer(self.denoiser, fused=self.trainer.precision != "16-mixed")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the payload, with the step, and the count of tokens."""
+        progress = {"step": self.trainer.global_step, "tokens_seen": self.tokens_seen}
+        checkpoint["dlm"] = {**self.payload, "meta": {**self.payload.get("meta", {}), **progress}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the count of tokens."""
+        self.tokens_seen = checkpoint["dlm"]["meta"]["tokens_seen"]
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step)
