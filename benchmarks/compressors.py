@@ -126,7 +126,7 @@ def _join(documents: Iterable[str]) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Bits per byte of compressors.")
     parser.add_argument("--order", type=int, default=5, help="length of the longest n-gram")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file too")
     args = parser.parse_args()

@@ -1,0 +1,79 @@
+"""What `dlm generate` leaves: one record a sample, every sample that was drawn, as JSON lines.
+
+A record says how to make the sample again: the checkpoint, the sampler, the seed and the row. A
+sample is a function of these and of the prompt, not of how many others were drawn beside it.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dlm.random import Key
+from dlm.samplers import Samples
+
+Record = dict[str, Any]
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that turns ids back into text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        ...
+
+
+def record_samples(
+    samples: Samples,
+    key: Key,
+    tokenizer: Decoder,
+    *,
+    prompt: str | None,
+    sampler: Mapping[str, Any],
+    checkpoint: str,
+) -> list[Record]:
+    """One JSON-ready record a sample.
+
+    Args:
+        samples: tokens (B, L) and network calls (B,).
+        key: the key they were drawn with: its seed, and the row of each sample.
+        tokenizer: decodes the tokens.
+        prompt: what the user gave, None for nothing.
+        sampler: the sampler as a plain `_target_` dict.
+        checkpoint: name or hash of the model.
+    """
+    fields = zip(samples.tokens.tolist(), samples.calls.tolist(), key.rows.tolist(), strict=True)
+    return [
+        {
+            "text": tokenizer.decode(tokens),
+            "tokens": tokens,
+            "prompt": prompt,
+            "seed": key.seed,
+            "row": row,
+            "calls": calls,
+            "sampler": dict(sampler),
+            "checkpoint": checkpoint,
+        }
+        for tokens, calls, row in fields
+    ]
+
+
+def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines in UTF-8, whole or not at all.
+
+    Raises:
+        ValueError: for a NaN or an infinity in a record; an older file then stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
