@@ -40,8 +40,8 @@ class Loaded(NamedTuple):
     Attributes:
         denoiser: the model with its process.
         tokenizer: the one it was trained with.
-        meta: what else was recorded: length, packing, data, precision, seed, draws, step, version,
-            and the `spec` that `denoiser` was built from.
+        meta: what else was recorded: length, packing, data, precision, seed, draws and
+            validation_seed, step, version, and the `spec` that `denoiser` was built from.
     """
 
     denoiser: Denoiser

@@ -7,9 +7,9 @@ saved in the checkpoint, so a model is rebuilt by the very call that built it fo
 A spec read from a file is not trusted. Nothing is imported unless the target lies in `dlm` or in a
 package named in `trust`; what it resolves to must be a class *defined* there (attributes of our
 modules lead elsewhere: `dlm.spec.importlib` is not ours), and without `trust=("dlm",)` one of the
-interfaces that a model is made of. Values are checked against the annotations of the constructor,
-which YAML does not know: `lr: fast` is a sentence that names the key, not a crash three layers
-down.
+interfaces that a model and its data are made of. Values are checked against the annotations of the
+constructor, which YAML does not know: `lr: fast` is a sentence that names the key, not a crash
+three layers down.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def resolve_class(target: Any, *, trust: Sequence[str] = (), path: str = "") -> 
         raise UserError(f"{where} {target!r} is not a class defined in {parts[0]}")
     ours = found.__module__.split(".")[0] == "dlm"
     if ours and "dlm" not in trust and not _is_interface(found):
-        raise UserError(f"{where} {target!r} is not a part that a model is built from")
+        raise UserError(f"{where} {target!r} is not a part of a model or of its data")
     return found
 
 
@@ -254,8 +254,11 @@ def _is_interface(cls: type) -> bool:
     from dlm.processes import Process
     from dlm.schedules import Schedule
 
+    if issubclass(cls, Denoiser | Process | Schedule | Parameterization):
+        return True
+    # Sources and packings hold settings; a network may be any module of ours.
     network = issubclass(cls, nn.Module) and cls.__module__.startswith("dlm.networks.")
-    return network or issubclass(cls, Denoiser | Process | Schedule | Parameterization)
+    return network or cls.__module__.startswith("dlm.data.")
 
 
 def _hints(cls: type) -> dict[str, Any]:

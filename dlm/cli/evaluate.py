@@ -1,0 +1,134 @@
+"""`dlm evaluate checkpoint=P`: the likelihood bound, on the screen and as JSON.
+
+Without further keys it repeats the validation of the training: data, packing, length, precision,
+draws and their seed come from the checkpoint, and so does the number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from rich.table import Table
+
+from dlm.checkpoint import load, weights_hash
+from dlm.cli.common import (
+    compose_arguments,
+    number,
+    pick_device,
+    progress_bar,
+    request,
+    say,
+    screen,
+    table,
+    write_text,
+)
+from dlm.data import Batch, Blocks, batches, prepare
+from dlm.errors import UserError
+from dlm.evaluation import Likelihood, default_draws, evaluate
+from dlm.spec import build
+
+
+@final
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """The keys of `configs/evaluate.yaml`; None is what the checkpoint says."""
+
+    checkpoint: str
+    split: str
+    output: str | None
+    draws: int | None
+    seed: int | None
+    steps: int | None
+    precision: str | None
+    batch_size: int
+    device: str | None
+    trust: Sequence[str]
+    data: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Evaluate, show and write.
+
+    Raises:
+        UserError: a checkpoint, data or a setting that does not fit.
+    """
+    config = compose_arguments("evaluate", arguments).plain()
+    keys = request(EvaluateRequest, {**config, "precision": _text(config["precision"])})
+    device = pick_device(keys.device)
+    loaded = load(keys.checkpoint, trust=keys.trust)
+    loaded.denoiser.to(device)
+    meta = loaded.meta
+    source = _source(keys, meta)
+    packing = build(meta["packing"], trust=keys.trust, path="packing")
+    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"])
+    draws = meta["draws"] if keys.draws is None else keys.draws
+    draws = default_draws(len(blocks)) if draws is None else draws
+    likelihood = evaluate(
+        loaded.denoiser,
+        _with_progress(blocks, keys.batch_size, draws * (1 if keys.steps is None else 2)),
+        num_bytes=blocks.num_bytes,
+        num_sequences=len(blocks),
+        draws=draws,
+        seed=meta["validation_seed"] if keys.seed is None else keys.seed,
+        steps=keys.steps,
+        precision=meta["precision"] if keys.precision is None else keys.precision,
+    )
+    console = screen()
+    console.print(likelihood_table(f"{keys.checkpoint}, {keys.split} split", likelihood))
+    if keys.output is not None:
+        record = {
+            **likelihood.json(),
+            "split": keys.split,
+            "data": meta["data"] if keys.data is None else keys.data,
+            "checkpoint": weights_hash(loaded.denoiser),
+        }
+        write_text(keys.output, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        say(console, f"wrote {keys.output}")
+
+
+def likelihood_table(title: str, result: Likelihood) -> Table:
+    """The bound, its interval and what was counted."""
+    stderr = result.nelbo_stderr
+    half = None if stderr is None else 1.959964 * stderr
+    low, high = (None, None) if half is None else (result.nelbo - half, result.nelbo + half)
+    rows = {
+        "nelbo (nats/token)": f"{number(result.nelbo)}   95 %: {number(low)} to {number(high)}",
+        "  of it prior": number(result.prior_kl),
+        "  of it reconstruction": number(result.reconstruction),
+        "perplexity": f"{number(result.ppl, 2)}   "
+        f"95 %: {number(result.ppl_low, 2)} to {number(result.ppl_high, 2)}",
+        "bits per byte": number(result.bits_per_byte),
+        "tokens": f"{result.tokens:,} in {result.sequences:,} sequences",
+        "counted": result.counting,
+        "draws, seed": f"{result.draws} a sequence, seed {result.seed}",
+    }
+    if result.steps is not None:
+        rows[f"bound of {result.steps} steps"] = (
+            f"{number(result.nelbo_steps)}   perplexity {number(result.ppl_steps, 2)}"
+        )
+    return table(title, rows)
+
+
+def _source(keys: EvaluateRequest, meta: Mapping[str, Any]) -> Any:
+    if keys.data is not None:
+        return build(keys.data, trust=("dlm", *keys.trust), path="data")
+    return build(meta["data"], trust=keys.trust, path="data")
+
+
+def _with_progress(blocks: Blocks, batch_size: int, draws: int) -> Iterator[Batch]:
+    with progress_bar("evaluate", blocks.num_tokens * draws) as advance:
+        for batch in batches(blocks, batch_size):
+            yield batch
+            advance(int(batch.valid.sum()) * draws)
+
+
+def _text(value: Any) -> Any:
+    """`precision=32` is a number to YAML and a name here."""
+    return str(value) if isinstance(value, int) else value
