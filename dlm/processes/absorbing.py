@@ -101,7 +101,7 @@ class Absorbing(Process):
         return self._with_mask(log_loo + log_alpha, log_noise)
 
     def posterior(self, prediction: Prediction, s: Tensor) -> Tensor:
-        """Masked: stays with probability (1 - alpha_s) / (1 - alpha_t), else loo. Unmasked: stays."""
+        """MASK stays with probability (1 - alpha_s) / (1 - alpha_t), else loo; a token stays."""
         log_loo = prediction.log_loo
         log_stay = self._log_stay(prediction.t, s)
         log_open = torch.log(-torch.expm1(log_stay)).to(log_loo.dtype)[..., None]

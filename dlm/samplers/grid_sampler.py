@@ -107,7 +107,7 @@ class GridSampler(Sampler):
 
 
 class _CountedNetwork:
-    """Runs a predictor on the rows that need it, counts, and keeps hidden states that still hold."""
+    """Runs a predictor on rows that need it, counts, and keeps hidden states that still hold."""
 
     def __init__(
         self, predictor: Predictor, batch: int, context: Context | None, device: torch.device

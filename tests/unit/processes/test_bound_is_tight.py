@@ -1,0 +1,45 @@
+"""The bound at the exact leave-one-out posterior integrates to -log p(x0), for every x0."""
+
+import numpy as np
+import pytest
+import torch
+
+from dlm.lab import exact
+from dlm.schedules import Cosine, Linear
+from tests.toys import correlated_law, everywhere, processes
+
+LAW = correlated_law()
+
+
+@pytest.mark.parametrize("process", processes(Linear()) + processes(Cosine()), ids=repr)
+def test_time_integral_of_the_bound_is_minus_log_p(process):
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    u, du = torch.from_numpy(nodes + 1) / 2, torch.from_numpy(weights) / 2
+    clean = exact.all_states(LAW.shape[0], LAW.ndim)
+    total = torch.zeros(len(clean), dtype=torch.float64)
+    for t, dt in zip(u**4, 4 * u**3 * du, strict=True):  # t = u^4 tames the logarithm at t = 0
+        states, prediction, _ = everywhere(process, LAW, t)
+        law = exact.product_law(exact.channel(process, t)[clean])
+        for n, x0 in enumerate(clean):
+            nats = process.nelbo(prediction, x0.expand_as(states.tokens)).sum(-1)
+            total[n] += dt * (law[n] * torch.where(law[n] > 0, nats, 0.0)).sum()
+    assert torch.allclose(total, -LAW.flatten().log(), atol=1e-6)
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+def test_k_step_bound_is_entropy_plus_step_costs(process):
+    """E NELBO_K - H(p) equals the path KL of the K-step sampler: the last step is the reconstruction."""
+    from dlm.lab import Oracle
+    from dlm.samplers import Ancestral, EvenGrid
+
+    clean = exact.all_states(LAW.shape[0], LAW.ndim)
+    times = process.schedule.inverse(EvenGrid().levels(3))
+    total = torch.zeros((), dtype=torch.float64)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        states, prediction, _ = everywhere(process, LAW, t)
+        law = exact.product_law(exact.channel(process, t)[clean])
+        for n, x0 in enumerate(clean):
+            nats = process.bridge_kl(prediction, x0.expand_as(states.tokens), s).sum(-1)
+            total += LAW.flatten()[n] * (law[n] * torch.where(law[n] > 0, nats, 0.0)).sum()
+    path = exact.path_kl(LAW, Oracle(LAW, process), Ancestral(), times)
+    assert torch.allclose(total - exact.entropy(LAW), path, atol=1e-12)

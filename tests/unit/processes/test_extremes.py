@@ -1,0 +1,129 @@
+"""Extremes stay finite and mean what they should: t -> 0 and 1, one-hot and -inf inputs, K = 2 and 50,258."""
+
+import pytest
+import torch
+
+from dlm import Absorbing, Prediction, State, Uniform, UserError
+from dlm.random import Key
+from dlm.schedules import Linear
+from tests.toys import double, processes
+
+SIZES = [2, 50_257]
+CASES = [p for size in SIZES for p in processes(symbols=size)]
+
+
+def logits_of(process, kind):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, process.num_states, generator=generator)
+    if kind == "one-hot":
+        logits = torch.full_like(logits, -torch.inf)
+        logits[:, 0] = 0.0
+    if process.mask_id is not None:
+        logits[:, process.mask_id] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("process", CASES, ids=lambda p: f"{type(p).__name__}-{p.num_states}")
+@pytest.mark.parametrize("t", [0.0, 1e-6, 0.5, 1 - 1e-6, 1.0])
+@pytest.mark.parametrize("kind", ["random", "one-hot"])
+def test_no_nan_anywhere(process, t, kind):
+    log_loo = logits_of(process, kind)
+    z = torch.tensor([0, 1, process.num_states - 1, 0])
+    state, x0, times = State(z), torch.tensor([0, 0, 1, 1]), double([t] * 4)
+    prediction = Prediction(process, state, times, log_loo=log_loo)
+    laws = [prediction.log_denoiser]
+    if t > 0:
+        laws.append(process.posterior(prediction, double(0.0)))
+    for log_probs in laws:
+        assert torch.allclose(log_probs.exp().sum(-1), torch.ones(4), atol=1e-5)
+    back = process.to_loo(prediction.log_denoiser, state, times)
+    assert not back.isnan().any()
+    if kind == "random" and t > 0:
+        loss = process.nelbo(prediction, x0)
+        assert loss.isfinite().all()
+        assert (loss >= -1e-3).all()
+
+
+@pytest.mark.parametrize("t", [1e-5, 1e-3, 0.3, 0.9, 1 - 1e-4])
+@pytest.mark.parametrize("process", CASES, ids=lambda p: f"{type(p).__name__}-{p.num_states}")
+@pytest.mark.parametrize("ratios", [False, True])
+def test_float32_agrees_with_float64_in_value_and_gradient(process, t, ratios):
+    generator = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(6, process.num_states, generator=generator)
+    if process.mask_id is not None:
+        logits[:, process.mask_id] = -torch.inf
+        z = torch.full((6,), process.mask_id)
+    else:
+        z = torch.tensor([0, 0, 1, 1, 0, 1])
+    x0 = torch.tensor([0, 1, 1, 0, 0, 1])
+
+    def run(dtype):
+        leaf = logits.to(dtype).requires_grad_()
+        state, times = State(z), double([t] * 6)
+        if ratios:
+            prediction = process.from_score(leaf, state, times)
+        else:
+            prediction = Prediction(process, state, times, log_loo=leaf.log_softmax(-1))
+        loss = process.nelbo(prediction, x0)
+        (grad,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach().double(), torch.nan_to_num(grad.double())
+
+    loss32, grad32 = run(torch.float32)
+    loss64, grad64 = run(torch.float64)
+    assert torch.allclose(loss32, loss64, rtol=2e-5, atol=1e-5)
+    scale = grad64.abs().amax(-1, keepdim=True)
+    # Near t = 1 the whole gradient vanishes with alpha: there its absolute error is what counts.
+    assert ((grad32 - grad64).abs() <= 5e-5 * scale + 3e-7).all()
+
+
+def test_at_full_noise_the_posteriors_coincide_and_at_none_the_denoiser_is_the_token():
+    process = Uniform(5, Linear())
+    log_loo = torch.randn(3, 5).log_softmax(-1)
+    state = State(torch.tensor([0, 2, 4]))
+    assert torch.allclose(
+        process.to_denoiser(log_loo, state, double([1.0] * 3)), log_loo, atol=1e-6
+    )
+    at_zero = process.to_denoiser(log_loo, state, double([0.0] * 3)).exp()
+    assert torch.allclose(at_zero, torch.nn.functional.one_hot(state.tokens, 5).float())
+
+
+@pytest.mark.parametrize("process", processes(symbols=7), ids=repr)
+def test_corruption_follows_the_channel(process):
+    x0 = torch.arange(7).repeat(2, 2000)
+    t = double([[0.3], [0.8]])
+    z = process.corrupt(x0, t, key=Key(0, torch.arange(2))).tokens
+    kept = (z == x0).double().mean(-1)
+    chance = 0.0 if process.mask_id is not None else 1 / 7
+    expected = (1 - t) + t * chance
+    assert torch.allclose(kept, expected.squeeze(-1), atol=0.02)
+    assert z.min() >= 0
+    assert z.max() < process.num_states
+    prior = process.prior((2, 14000), key=Key(0, torch.arange(2))).tokens
+    if process.mask_id is not None:
+        assert (prior == process.mask_id).all()
+    else:
+        assert (torch.bincount(prior.flatten()) / 28000 - 1 / 7).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+def test_pinning_is_idempotent_and_keeps_the_rest(process):
+    state = process.prior((2, 5), key=Key(0, torch.arange(2)))
+    x0, where = torch.ones(2, 5, dtype=torch.int64), torch.tensor([True, False, True, False, False])
+    once = process.pin(state, x0, where)
+    assert torch.equal(process.pin(once, x0, where).tokens, once.tokens)
+    assert (once.tokens[:, where] == 1).all()
+    assert torch.equal(once.tokens[:, ~where], state.tokens[:, ~where])
+
+
+def test_processes_compare_by_their_settings():
+    assert Uniform(5, Linear()) == Uniform(5, Linear(0.0))
+    assert Uniform(5, Linear()) != Uniform(5, Linear(1e-3))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(UserError, match="mask_id must be one of"):
+        Absorbing(4, 4, Linear())
+    with pytest.raises(UserError, match="num_states must be at least 2"):
+        Uniform(1, Linear())
+    with pytest.raises(ValueError, match="exactly one"):
+        Prediction(Uniform(2, Linear()), State(torch.zeros(1)), double(0.5))

@@ -1,0 +1,91 @@
+"""Keys are pure functions; categorical draws follow their law into the tail."""
+
+import math
+
+import pytest
+import torch
+
+from dlm.random import Key, sample_categorical
+
+
+def test_uniforms_do_not_depend_on_the_batch():
+    whole = Key(7, torch.arange(10)).fold("noise", 3).uniform(5)
+    part = Key(7, torch.tensor([8, 2])).fold("noise", 3).uniform(5)
+    assert torch.equal(part, whole[[8, 2]])
+    assert torch.equal(
+        Key(7, torch.arange(10)).fold("noise", 3)[torch.tensor([4])].uniform(5), whole[[4]]
+    )
+
+
+def test_a_longer_draw_begins_with_the_shorter_one():
+    key = Key(7, torch.arange(4))
+    assert torch.equal(key.uniform(9)[:, :5], key.uniform(5))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Key(1, torch.arange(6)),
+        Key(0, torch.arange(6, 12)),
+        Key(0, torch.arange(6)).fold(0),
+        Key(0, torch.arange(6)).fold("a"),
+        Key(-1, torch.arange(6)),
+    ],
+)
+def test_seed_row_and_fold_each_change_every_number(other):
+    key = Key(0, torch.arange(6))
+    assert (key.uniform(50) != other.uniform(50)).all()
+
+
+def test_folding_is_ordered_and_nested():
+    key = Key(0, torch.arange(2))
+    assert not torch.equal(key.fold(1, 2).uniform(3), key.fold(2, 1).uniform(3))
+    assert torch.equal(key.fold(1, 2).uniform(3), key.fold(1).fold(2).uniform(3))
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    u = Key(3, torch.arange(1000)).uniform(1000)
+    assert u.dtype == torch.float64
+    assert u.min() >= 0
+    assert u.max() < 1
+    bins = torch.histc(u, 100, 0, 1)
+    chi2 = ((bins - 1e4) ** 2 / 1e4).sum()
+    assert chi2 < 99 + 5 * math.sqrt(2 * 99)
+    for a, b in [(u[:, :-1], u[:, 1:]), (u[:-1], u[1:])]:
+        correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+        assert abs(correlation) < 5e-3
+
+
+def test_draw_equals_inverse_transform_in_float64_at_a_large_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    log_probs = 4 * torch.randn(200, 50_258, generator=generator)
+    u = Key(0, torch.arange(200)).uniform()
+    weights = (log_probs - log_probs.amax(-1, keepdim=True)).exp().double()
+    cumulative = weights.cumsum(-1)
+    expected = (cumulative <= u[:, None] * cumulative[:, -1:]).sum(-1)
+    assert torch.equal(sample_categorical(log_probs, u), expected)
+
+
+def test_tail_of_1e9_is_drawn_as_often_as_it_should():
+    """In float32: a token of mass 1e-9 owns exactly 1e-9 of the uniforms."""
+    log_probs = torch.log(torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64)).float()
+    edge = 1 - 1e-9
+    u = torch.tensor([edge - 1e-10, edge + 1e-10], dtype=torch.float64)
+    assert sample_categorical(log_probs.expand(2, 2), u).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 256, 257, 1000])
+def test_entries_without_mass_are_never_drawn(size):
+    log_probs = torch.full((3, size), -torch.inf)
+    log_probs[:, size // 2] = -50.0
+    u = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert sample_categorical(log_probs, u).tolist() == [size // 2] * 3
+
+
+def test_frequencies_match_the_law():
+    law = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draws = sample_categorical(
+        law.log().expand(100_000, 4), Key(5, torch.arange(100_000)).uniform()
+    )
+    counts = torch.bincount(draws, minlength=4) / 100_000
+    assert (counts - law).abs().max() < 5e-3
