@@ -103,6 +103,15 @@ def test_links_lead_somewhere(page):
             assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
+def test_the_tutorial_runs():
+    text = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:  # the asserts in the text are the test
+        exec(compile(block, "docs/tutorial.md", "exec"), names)
+    assert "infilled" in names
+
+
 def test_the_derivations_name_tests_that_exist():
     text = (ROOT / "docs" / "derivations.md").read_text("utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
