@@ -7,9 +7,10 @@ valid tokens of the whole step, all ranks and accumulated batches together:
     grad = sum_{ranks, batches} d loss_sum / sum_{ranks, batches} tokens
 
 So accumulation, a short last window and the number of devices change nothing. DDP averages over
-ranks, hence the factor `world_size`. The order in Lightning 2.6: backward (fp16: unscale) ->
-`on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The division stands in the
-first hook; there too a loss that is not finite stops the run, before the weights change.
+ranks and Lightning divides every loss by `accumulate_grad_batches`: both are multiplied back. The
+order in Lightning 2.6: backward (fp16: unscale) -> `on_before_optimizer_step` ->
+`configure_gradient_clipping` -> step. The division stands in the first hook; there too a loss that
+is not finite stops the run, before the weights change.
 
 Every draw is a function of (seed, row), the learning rate is one of the step: there is no random
 state and no scheduler state to save. Metrics go to the loggers under the number of finished steps,
@@ -57,6 +58,7 @@ class DiffusionModule(lightning.LightningModule):
         draws: draws of t a validation sequence.
         num_bytes: bytes of the original UTF-8 text of the validation split; None: unknown.
         validation_seed: of the validation's draws, the same every time.
+        epoch_size: sequences of one pass over the data; None: a stream, no epoch is logged.
         payload: plain values stored under "dlm" in every checkpoint; `meta.step` is filled in.
 
     Attributes:
@@ -79,6 +81,7 @@ class DiffusionModule(lightning.LightningModule):
         draws: int = 1,
         num_bytes: int | None = None,
         validation_seed: int = 0,
+        epoch_size: int | None = None,
         payload: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class DiffusionModule(lightning.LightningModule):
         self.optimizer, self.lr = optimizer, lr
         self.seed, self.batch_size = seed, batch_size
         self.draws, self.num_bytes, self.validation_seed = draws, num_bytes, validation_seed
-        self.payload = payload or {}
+        self.epoch_size, self.payload = epoch_size, payload or {}
         self.metrics: dict[str, float] = {}
         self.likelihood: Likelihood | None = None
         self.tokens_seen = 0
@@ -117,7 +120,8 @@ class DiffusionModule(lightning.LightningModule):
         """Divide the gradients by the tokens of the step; stop at a loss that is not finite."""
         local = torch.stack([sums for _, sums in self._window]).sum(0)
         total = self.trainer.strategy.reduce(local, reduce_op="sum")
-        factor = self._unit * self.trainer.world_size / total[1].clamp(min=1)
+        averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        factor = self._unit * averaged_over / total[1].clamp(min=1)
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(grads, factor.float())
         self._norm = get_total_norm(grads)
@@ -157,8 +161,10 @@ class DiffusionModule(lightning.LightningModule):
         self.tokens_seen += round(tokens)
         loss /= max(tokens, 1)
         self.metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}
-        self.metrics |= {"train/tokens": self.tokens_seen, "train/epoch": epoch}
+        self.metrics |= {"train/tokens": self.tokens_seen}
         step = self.trainer.global_step + 1
+        if self.epoch_size:
+            self.metrics["train/epoch"] = step * self.batch_size / self.epoch_size
         if step == 1 or step % self.trainer.log_every_n_steps == 0:
             self._log(self.metrics | self.speed.read(), step)
 
