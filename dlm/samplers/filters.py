@@ -52,7 +52,7 @@ class TopK:
             raise UserError(f"top_k must be at least 1, got {self.k}")
 
     def __call__(self, log_probs: Tensor) -> Tensor:
-        """Ties at the border are broken by index, so exactly k tokens stay."""
+        """Exactly k tokens stay, also when some are tied."""
         k = min(self.k, log_probs.shape[-1])
         kept = torch.zeros_like(log_probs, dtype=torch.bool)
         kept = kept.scatter(-1, log_probs.topk(k, dim=-1).indices, True)

@@ -37,7 +37,7 @@ class TestEverySchedule:
         assert torch.allclose(schedule.dalpha(t.detach()), expected, rtol=1e-9, atol=1e-12)
 
     def test_any_level_can_be_reached(self, schedule):
-        """0 and 1 included: a sampler starts at pure noise and ends at data whatever the schedule."""
+        """0 and 1 included: a sampler goes from pure noise to data whatever the schedule."""
         levels = double([0.0, 1e-6, 0.5, 1.0])
         assert torch.allclose(schedule.alpha(schedule.inverse(levels)), levels, rtol=1e-9, atol=0)
 

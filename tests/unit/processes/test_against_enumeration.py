@@ -1,6 +1,7 @@
 """Every formula of a process against the dense reference, on laws small enough to enumerate.
 
-The reference (dlm.lab.exact) knows the channel and Bayes' rule and shares no formula with the processes.
+The reference (dlm.lab.exact) knows the channel and Bayes' rule and shares no formula with the
+processes.
 """
 
 import math

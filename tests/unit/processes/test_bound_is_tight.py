@@ -1,10 +1,13 @@
 """The bound at the exact leave-one-out posterior integrates to -log p(x0), for every x0."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from dlm.lab import exact
+from dlm.lab import Oracle, exact
+from dlm.samplers import Ancestral, EvenGrid
 from dlm.schedules import Cosine, Linear
 from tests.toys import correlated_law, everywhere, processes
 
@@ -28,14 +31,11 @@ def test_time_integral_of_the_bound_is_minus_log_p(process):
 
 @pytest.mark.parametrize("process", processes(), ids=repr)
 def test_k_step_bound_is_entropy_plus_step_costs(process):
-    """E NELBO_K - H(p) equals the path KL of the K-step sampler: the last step is the reconstruction."""
-    from dlm.lab import Oracle
-    from dlm.samplers import Ancestral, EvenGrid
-
+    """E NELBO_K - H(p) is the path KL of the K-step sampler; the last step reconstructs."""
     clean = exact.all_states(LAW.shape[0], LAW.ndim)
     times = process.schedule.inverse(EvenGrid().levels(3))
     total = torch.zeros((), dtype=torch.float64)
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         states, prediction, _ = everywhere(process, LAW, t)
         law = exact.product_law(exact.channel(process, t)[clean])
         for n, x0 in enumerate(clean):

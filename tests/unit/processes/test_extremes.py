@@ -1,4 +1,4 @@
-"""Extremes stay finite and mean what they should: t -> 0 and 1, one-hot and -inf inputs, K = 2 and 50,258."""
+"""Extremes stay finite: t -> 0 and 1, one-hot and -inf inputs, K = 2 and 50,258."""
 
 import pytest
 import torch
