@@ -67,10 +67,12 @@ def _check_validation(settings: Mapping[str, Any]) -> None:
         )
     interval = settings.get("val_check_interval")
     window = settings.get("accumulate_grad_batches", 1)
-    if not isinstance(interval, int) or interval < 1 or interval % window:
+    if not isinstance(interval, int) or interval < 1:
+        raise UserError(f"trainer.val_check_interval must be a number of batches, got {interval}")
+    if interval % window:
         raise UserError(
-            "trainer.val_check_interval must be a number of batches and a multiple of "
-            f"trainer.accumulate_grad_batches ({window}), got {interval}"
+            f"trainer.val_check_interval must be a multiple of accumulate_grad_batches={window}, "
+            f"got {interval}; try {interval - interval % window or window}"
         )
 
 

@@ -1,0 +1,39 @@
+"""Two processes with accumulation train as one process with the doubled batch."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+RUN = Path(__file__).with_name("ddp_run.py")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Ragged rows: the ranks' and batches' tokens differ, so means of means would differ too."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, *shares in ((one, 1, 8, 1), (two, 2, 2, 2)):
+        command = [sys.executable, str(RUN), str(folder), *map(str, shares)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    left, right = read(one / "metrics.csv"), read(two / "metrics.csv")
+    assert len(left) == len(right) == 5
+    for a, b in zip(left, right, strict=True):
+        assert a["train/tokens"] == b["train/tokens"]
+        for name in a:
+            if a[name]:
+                assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5), name
+    assert left[-1]["val/nelbo"]
+    raw = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
+        for folder in (one, two)
+    ]
+    for name, value in raw[0].items():
+        torch.testing.assert_close(value, raw[1][name], rtol=1e-4, atol=1e-6)
