@@ -1,0 +1,1 @@
+"""Fast kernels, each beside a plain twin in torch; the only home of optional imports."""
