@@ -10,9 +10,10 @@ from torch import nn
 from dlm.data import Batch
 from dlm.denoiser import Denoiser
 from dlm.errors import UserError
-from dlm.evaluation import evaluate, sequence_nelbo, sequence_nelbo_steps
+from dlm.evaluation import evaluate, likelihood, sequence_nelbo, sequence_nelbo_steps
 from dlm.parameterizations import LeaveOneOut
 from dlm.processes import Absorbing, Uniform
+from dlm.random import Key
 from dlm.schedules import Cosine, Linear
 
 V = 5  # data tokens; MASK is one more
@@ -103,7 +104,7 @@ def test_a_network_that_knows_nothing_pays_log_of_the_number_of_tokens(kind):
 
 
 @PROCESSES
-@pytest.mark.parametrize("schedule", [Linear(), Linear(1e-3), Cosine()])
+@pytest.mark.parametrize("schedule", [Linear(), Linear(alpha_min=0.3), Cosine()])
 def test_a_network_that_knows_the_law_pays_its_entropy_on_any_schedule(kind, schedule):
     tokens = draw(300, 16, weights=SKEWED)
     weights = torch.tensor(SKEWED) / sum(SKEWED)
@@ -234,6 +235,38 @@ def test_step_bound_falls_to_the_continuous_one(kind):
     many = sequence_nelbo_steps(denoiser(kind, Twins), data, steps=256, draws=8, seed=0)
     stderr = many.std().item() / math.sqrt(len(many))
     assert abs(many.mean().item() - bounds[-1]) < 4 * stderr
+
+
+@PROCESSES
+def test_step_bound_of_many_steps_keeps_its_digits_in_float32(kind):
+    data, options = batch(draw(20, 16)), {"steps": 10_000, "draws": 4, "seed": 0}
+    exact = sequence_nelbo_steps(denoiser(kind, Independent, SKEWED), data, **options)
+    single = sequence_nelbo_steps(denoiser(kind, Independent, SKEWED).float(), data, **options)
+    torch.testing.assert_close(single, exact, rtol=1e-5, atol=1e-4)
+
+
+@PROCESSES
+def test_step_bound_does_not_depend_on_its_chunks(kind, monkeypatch):
+    model, data = denoiser(kind, Independent, SKEWED), batch(draw(5, 16))
+    whole = sequence_nelbo_steps(model, data, steps=3, draws=2, seed=0)
+    monkeypatch.setattr(likelihood, "STEP_ENTRIES", 20)
+    torch.testing.assert_close(sequence_nelbo_steps(model, data, steps=3, draws=2, seed=0), whole)
+
+
+@PROCESSES
+@pytest.mark.parametrize(("level", "kept"), [(0.0, 1e-5), (1 - 2.0**-53, 1 - 1e-5)])
+def test_times_stop_where_float32_losses_do(kind, level, kept, monkeypatch):
+    model, data = denoiser(kind, Independent, SKEWED).float(), batch(draw(5, 16))
+    nats = []
+    for t in (level, kept):
+        draws = [(torch.full((5,), t).double(), Key(0, data.rows))]
+        monkeypatch.setattr(likelihood, "_levels", lambda *_, draws=draws: draws)
+        nats.append(sequence_nelbo(model, data, draws=1, seed=0))
+        steps = sequence_nelbo_steps(model, data, steps=3, draws=1, seed=0)
+        assert steps.isfinite().all()
+        assert steps.sum() > 0
+    assert nats[0].isfinite().all()
+    assert nats[0].equal(nats[1])
 
 
 def test_steps_appear_only_when_asked_for():
