@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Loader, denoiser, module, rows, trainer, validation
 
 from dlm.denoiser import Context
 from dlm.errors import UserError
 from dlm.evaluation.likelihood import evaluate
 from dlm.objectives import BatchLoss, Elbo, Objective
 from dlm.random import Key
+from tests.training.tiny import Loader, denoiser, module, rows, trainer, validation
 
 
 def weights(model) -> torch.Tensor:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny import Loader, module, tensors, trainer, validation
+
+from tests.training.tiny import Loader, module, tensors, trainer, validation
 
 STEPS = 7
 
