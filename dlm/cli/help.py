@@ -46,6 +46,7 @@ EXAMPLES = {
     "export": ("dlm export checkpoint=runs/demo/checkpoints/best.ckpt output=model dtype=bf16",),
 }
 
+_ROOTS = {"validate": "train"}  # commands whose keys are those of another
 _USAGE = """\
 usage: dlm {command} [key=value ...] [--config-dir DIR] [--help]
 
@@ -90,7 +91,7 @@ def page(command: str, arguments: Sequence[str]) -> str:
     """The page of `dlm COMMAND --help`: groups, keys with their defaults, examples."""
     _, extra = split_arguments([a for a in arguments if a not in ("-h", "--help")])
     folders = [configs_dir(), *extra]
-    root = yaml.safe_load((folders[0] / f"{command}.yaml").read_text("utf-8"))
+    root = yaml.safe_load((folders[0] / f"{_ROOTS.get(command, command)}.yaml").read_text("utf-8"))
     chosen = _defaults(root.pop("defaults", []))
     options = group_options(folders)
     parts = [_USAGE.format(command=command, about=COMMANDS[command].capitalize())]

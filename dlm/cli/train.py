@@ -1,0 +1,265 @@
+"""`dlm train`: compose -> tokenizer -> spec -> build -> fit, in one folder that holds it all.
+
+The folder gets `config.yaml` (every key, resolved), `checkpoints/last.ckpt` and `best.ckpt`,
+`metrics.csv`, `loss.png` and `summary.json`. The model is built from the spec that its checkpoints
+carry, by the function that loads them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from dlm.checkpoint import payload
+from dlm.cli.arguments import split_arguments
+from dlm.cli.common import number, request, say, screen, table, write_text
+from dlm.cli.compose import Config, compose
+from dlm.cli.runs import choose_folder, holds_run, resumed_config, save_config
+from dlm.cli.vocabulary import fill_in
+from dlm.data import Tokenizer
+from dlm.data.module import TextData
+from dlm.denoiser import Denoiser
+from dlm.errors import UserError
+from dlm.evaluation import default_draws
+from dlm.spec import build, construct
+from dlm.training import DiffusionModule, SampleLogger, check_trainer, quiet_lightning
+
+VALIDATION_SEED = 0  # of the draws of t and noise: the same for every run, so that runs compare
+_FOR_TRAINER = ("dlm", "lightning", "pytorch_lightning", "torch")
+
+
+@final
+@dataclass(frozen=True)
+class TrainRequest:
+    """The keys of `configs/train.yaml`, resolved."""
+
+    data: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    packing: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    process: Mapping[str, Any]
+    parameterization: Mapping[str, Any]
+    backbone: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    times: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    lr: Mapping[str, Any]
+    grid: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any] | None
+    logger: Mapping[str, Any] | None
+    vocab: Mapping[str, int | None]
+    denoiser: Mapping[str, Any]
+    name: str
+    run_dir: str
+    resume: bool
+    seed: int
+    length: int
+    batch_size: int
+    num_workers: int
+    draws: int | None
+    compile: bool
+    activation_checkpointing: bool
+    trust: Sequence[str]
+    sample: Mapping[str, Any] | None
+
+    def part(self, name: str, **more: Any) -> Any:
+        """Build a node of this config; `more` are arguments that exist only at run time."""
+        spec = {**getattr(self, name), **more}
+        return build(spec, trust=(*_FOR_TRAINER, *self.trust), path=name)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train, and say what came out.
+
+    Raises:
+        UserError: a config, data or a folder that does not fit, or a loss that is not finite.
+    """
+    overrides, folders = split_arguments(arguments)
+    config = compose("train", overrides, folders)
+    folder = choose_folder(
+        config.plain("run_dir"), str(config.plain("name")), config.plain("resume") is True
+    )
+    if holds_run(folder):
+        values, overrides = resumed_config(folder, overrides, folders)
+        keys = request(TrainRequest, {**values, "run_dir": str(folder), "resume": True})
+        tokenizer = load_tokenizer(keys.data, keys.tokenizer, keys.vocab, keys.trust)
+    else:
+        keys, tokenizer = _complete(config, folder)
+    check_trainer(keys.trainer)
+    save_config(folder, vars(keys), overrides)
+    quiet_lightning()
+    _train(keys, tokenizer, folder)
+
+
+def load_tokenizer(
+    data: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    vocab: Mapping[str, int | None],
+    trust: Sequence[str],
+) -> Tokenizer:
+    """The tokenizer of a run that goes on.
+
+    Raises:
+        UserError: it is not the one of the run any more.
+    """
+    source = build(data, trust=("dlm", *trust), path="data")
+    maker = build(tokenizer, trust=("dlm", *trust), path="tokenizer")
+    loaded = maker.load(source, mask=vocab["mask_id"] is not None)
+    if (loaded.size, loaded.mask_id) != (vocab["size"], vocab["mask_id"]):
+        raise UserError(
+            f"the tokenizer of this run had {vocab['size']} states and now has {loaded.size}: "
+            "its data have changed, so the run cannot go on"
+        )
+    return loaded
+
+
+def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
+    """Fill in what the program finds out: the vocabulary, the conditioning, the folder."""
+    if config.written()["vocab.size"] != "???":
+        raise UserError("vocab is filled in from the tokenizer; leave it out")
+    trust = ("dlm", *config.plain("trust"))
+    source = build(config.plain("data"), trust=trust, path="data")
+    maker = build(config.plain("tokenizer"), trust=trust, path="tokenizer")
+    tokenizer = maker.load(source, mask=config.mentions("process", "vocab.mask_id"))
+    fill_in(config, tokenizer.size, tokenizer.mask_id)
+    config.set("run_dir", str(folder))
+    return request(TrainRequest, config.plain()), tokenizer
+
+
+def _train(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> None:
+    data = TextData(
+        keys.part("data"),
+        tokenizer,
+        keys.part("packing"),
+        keys.length,
+        keys.batch_size,
+        keys.seed,
+        keys.num_workers,
+    )
+    data.setup("fit")
+    trainer = _make_trainer(keys, tokenizer, folder)
+    module = _make_module(keys, tokenizer, data, trainer)
+    last = folder / "checkpoints" / "last.ckpt"
+    console = screen()
+    say(console, _headline(keys, module.denoiser, data))
+    begin = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
+    except SystemExit:  # how Lightning ends after ctrl-c
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+    seconds = time.perf_counter() - begin
+    if module.likelihood is None and data.validation_blocks is not None:
+        trainer.validate(module, datamodule=data, verbose=False)
+    _finish(keys, trainer, module, folder, seconds)
+
+
+def _make_trainer(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> Trainer:
+    callbacks = [*keys.part("callbacks").values()] if keys.callbacks else []
+    if keys.sample is not None:
+        parts = {"sampler": keys.part("sampler"), "tokenizer": tokenizer, "folder": str(folder)}
+        callbacks.append(construct(SampleLogger, {**keys.sample, **parts}, path="sample"))
+    loggers = [*keys.part("logger").values()] if keys.logger else False
+    try:
+        return keys.part("trainer", callbacks=callbacks, logger=loggers)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _make_module(
+    keys: TrainRequest, tokenizer: Tokenizer, data: TextData, trainer: Trainer
+) -> DiffusionModule:
+    torch.manual_seed(keys.seed)
+    denoiser: Denoiser = build(keys.denoiser, trust=keys.trust, path="denoiser")
+    network: Any = denoiser.backbone  # a backbone of another package may lack these two
+    if keys.activation_checkpointing:
+        network.checkpoint_activations()
+    if keys.compile:
+        network.compile_blocks()
+    validation, train = data.validation_blocks, data.train_blocks
+    sequences = 0 if validation is None else len(validation)
+    meta = {
+        "length": keys.length,
+        "packing": keys.packing,
+        "data": keys.data,
+        "precision": str(keys.trainer["precision"]),
+        "seed": keys.seed,
+        "draws": keys.draws,
+        "validation_seed": VALIDATION_SEED,
+    }
+    return DiffusionModule(
+        denoiser,
+        keys.part("objective"),
+        keys.part("times"),
+        keys.part("optimizer"),
+        keys.part("lr"),
+        seed=keys.seed,
+        batch_size=keys.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        draws=default_draws(sequences) if keys.draws is None else keys.draws,
+        num_bytes=None if validation is None else validation.num_bytes,
+        validation_seed=VALIDATION_SEED,
+        epoch_size=None if train is None else len(train),
+        payload=payload(keys.denoiser, tokenizer, meta),
+    )
+
+
+def _headline(keys: TrainRequest, denoiser: Denoiser, data: TextData) -> str:
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    blocks = data.train_blocks
+    amount = "a stream" if blocks is None else f"{blocks.num_tokens:,} tokens"
+    return (
+        f"{keys.run_dir}: {type(denoiser.process).__name__}, {parameters:,} parameters, "
+        f"{denoiser.process.num_states:,} states, training on {amount}"
+    )
+
+
+def _finish(
+    keys: TrainRequest,
+    trainer: Trainer,
+    module: DiffusionModule,
+    folder: Path,
+    seconds: float,
+) -> None:
+    """Write `summary.json`; show the result and what to do next."""
+    bound = {} if module.likelihood is None else module.likelihood.json()
+    names = ("nelbo", "nelbo_stderr", "ppl", "ppl_low", "ppl_high", "bits_per_byte")
+    summary = {
+        **{name: bound.get(name) for name in names},
+        "steps": trainer.global_step,
+        "tokens_seen": module.tokens_seen,
+        "tokens_per_second": module.speed.tokens_per_second,
+        "seconds": seconds,
+    }
+    console = screen()
+    if trainer.is_global_zero:
+        write_text(str(folder / "summary.json"), json.dumps(summary, indent=2) + "\n")
+    low, high = number(summary["ppl_low"], 2), number(summary["ppl_high"], 2)
+    rows = {
+        "nelbo (nats/token)": number(summary["nelbo"]),
+        "perplexity": f"{number(summary['ppl'], 2)}   95 %: {low} to {high}",
+        "bits per byte": number(summary["bits_per_byte"]),
+        "steps": f"{summary['steps']:,}",
+        "tokens seen": f"{summary['tokens_seen']:,}",
+        "tokens per second": f"{summary['tokens_per_second']:,.0f}",
+        "seconds": f"{seconds:,.0f}",
+    }
+    console.print(table(f"{folder}, validation", rows))
+    best = folder / "checkpoints" / "best.ckpt"
+    say(console, "try next:")
+    say(console, f"  dlm evaluate checkpoint={best} split=test")
+    say(console, f"  dlm generate checkpoint={best} num=2")
+    steps = 2 * keys.trainer["max_steps"]
+    say(console, f"  dlm train run_dir={folder} resume=true trainer.max_steps={steps}")
