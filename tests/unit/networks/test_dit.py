@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlm.errors import UserError
@@ -238,7 +239,7 @@ def test_checkpointing_changes_no_gradient(dropout):
 
 def test_compiled_blocks_equal_eager_ones_and_share_one_compilation(monkeypatch):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compile_module(m, backend=counter))
     eager, compiled = build(depth=12), build(depth=12)
