@@ -195,8 +195,9 @@ def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tenso
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = (None if field is None else field.to(device, non_blocking=True) for field in batch)
-    return Batch(*moved)
+    documents = None if batch.documents is None else batch.documents.to(device)
+    tokens, valid, rows = (x.to(device) for x in (batch.tokens, batch.valid, batch.rows))
+    return Batch(tokens, valid, documents, rows)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
