@@ -17,7 +17,7 @@ import pytest
 from dlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ["backbone=nano", "length=16", "batch_size=4"]
+TRAIN = ["backbone=nano", "length=64", "batch_size=4", "draws=1"]
 TINY = {
     "train": TRAIN,
     "validate": TRAIN[:2],
@@ -25,7 +25,7 @@ TINY = {
     "generate": ["sampler.steps=2", "num=1"],
     "export": [],
 }
-STEPS = {"2000": "2", "3000": "3"}
+STEPS = {"1000": "2", "1500": "3"}
 
 
 def commands() -> list[list[str]]:
