@@ -68,7 +68,8 @@ def _average(
 ) -> None:
     # `count` updates were made; torch makes the first one, a copy of the weights, by itself.
     n = int(count)
-    torch._foreach_lerp_(average, current, 1 - min(decay, (1 + n) / (10 + n)))
+    weight = 1 - min(decay, (1 + n) / (10 + n))
+    torch._foreach_lerp_(average, current, weight)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @final
@@ -135,9 +136,8 @@ class Checkpoints(Checkpoint):
         self._whole = trainer.global_step > self._seen
         self._seen = trainer.global_step
         # Lightning validates after this hook, every `val_check_batch` batches (see check_trainer).
-        batches = trainer.fit_loop.total_batch_idx + 1
-        validates = trainer.enable_validation and batches % trainer.val_check_batch == 0
-        if not validates:
+        batches, interval = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch
+        if not (trainer.enable_validation and interval and batches % interval == 0):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

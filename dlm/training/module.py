@@ -2,15 +2,11 @@
 
 An objective returns a SUM over tokens. The sum is back-propagated (over a constant, so that fp16
 gradients stay in range), and once per optimizer step the gradients are divided by the number of
-valid tokens of the whole step, all ranks and accumulated batches together:
-
-    grad = sum_{ranks, batches} d loss_sum / sum_{ranks, batches} tokens
-
-So accumulation, a short last window and the number of devices change nothing. DDP averages over
-ranks and Lightning divides every loss by `accumulate_grad_batches`: both are multiplied back. The
-order in Lightning 2.6: backward (fp16: unscale) -> `on_before_optimizer_step` ->
-`configure_gradient_clipping` -> step. The division stands in the first hook; there too a loss that
-is not finite stops the run, before the weights change.
+valid tokens of the whole step, all ranks and accumulated batches together. So accumulation, a short
+last window and the number of devices change nothing. DDP averages over ranks and Lightning divides
+every loss by `accumulate_grad_batches`: both are multiplied back. The order in Lightning 2.6:
+backward (fp16: unscale) -> `on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The
+first hook divides, and there a loss that is not finite stops the run before the weights change.
 
 Every draw is a function of (seed, row), the learning rate is one of the step: there is no random
 state and no scheduler state to save. Metrics go to the loggers under the number of finished steps,
@@ -37,9 +33,10 @@ from dlm.objectives import Objective
 from dlm.random import Key
 from dlm.times import Times
 from dlm.training.optim import AdamW
-from dlm.training.steps import diverged, seed_dropout
+from dlm.training.steps import Window, seed_dropout
 from dlm.training.throughput import Speed
 
+TRAINING = tuple(f"train/{name}" for name in ("loss", "grad_norm", "lr", "tokens", "epoch"))
 VALIDATION = ("nelbo", "nelbo_stderr", "ppl", "bits_per_byte")  # logged as val/...
 
 
@@ -58,14 +55,13 @@ class DiffusionModule(lightning.LightningModule):
         draws: draws of t a validation sequence.
         num_bytes: bytes of the original UTF-8 text of the validation split; None: unknown.
         validation_seed: of the validation's draws, the same every time.
-        epoch_size: sequences of one pass over the data; None: a stream, no epoch is logged.
+        epoch_size: sequences of one pass over the data; None: a stream, which stays in epoch 0.
         payload: plain values stored under "dlm" in every checkpoint; `meta.step` is filled in.
 
     Attributes:
         metrics: numbers of the last optimizer step, as they are logged.
         likelihood: result of the last validation, None before.
-        tokens_seen: valid tokens trained on so far, over all resumed runs.
-        speed: tokens per second and MFU.
+        tokens_seen: valid tokens trained on so far; `speed`: tokens per second and MFU.
     """
 
     def __init__(
@@ -86,19 +82,17 @@ class DiffusionModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.denoiser, self.objective, self.times = denoiser, objective, times
-        self.optimizer, self.lr = optimizer, lr
-        self.seed, self.batch_size = seed, batch_size
+        self.optimizer, self.lr, self.seed, self.batch_size = optimizer, lr, seed, batch_size
         self.draws, self.num_bytes, self.validation_seed = draws, num_bytes, validation_seed
-        self.epoch_size, self.payload = epoch_size, payload or {}
+        self.epoch_size, self.payload = epoch_size or math.inf, payload or {}
         self.metrics: dict[str, float] = {}
         self.likelihood: Likelihood | None = None
         self.tokens_seen = 0
         backbone = denoiser.backbone
         self.speed = Speed(backbone.flops_per_token(backbone.length))
         self._unit = float(batch_size * backbone.length)
-        self._window: list[tuple[Tensor, Tensor]] = []  # rows and [loss, tokens, positions]
+        self._window, self._totals = Window(), LikelihoodTotals()
         self._sums: list[float] = []  # loss, tokens, positions of the step, norm of its gradient
-        self._totals = LikelihoodTotals()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: its sum over valid tokens, in nats, over a constant."""
@@ -110,27 +104,23 @@ class DiffusionModule(lightning.LightningModule):
         state = process.pin(state, batch.tokens, ~batch.valid)
         context = Context(documents=batch.documents)
         result = self.objective(self.denoiser, batch.tokens, state, t, batch.valid, context)
-        loss = result.rows.sum()
-        positions = torch.full_like(loss, batch.tokens.numel())
-        sums = torch.stack([loss, batch.valid.sum().to(loss), positions])
-        self._window.append((batch.rows, sums))
+        self._window.add(batch, result.rows.sum())
         return result.loss / self._unit
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the tokens of the step; stop at a loss that is not finite."""
-        local = torch.stack([sums for _, sums in self._window]).sum(0)
-        total = self.trainer.strategy.reduce(local, reduce_op="sum")
+        total = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum")
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
         factor = self._unit * averaged_over / total[1].clamp(min=1)
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(grads, factor.float())
+        torch._foreach_mul_(grads, factor.float())  # pyright: ignore[reportPrivateImportUsage]
         self._norm = get_total_norm(grads)
         # The one read of the device in a step: the guard must know before the weights change.
         sums = torch.cat([total, self._norm.to(total)[None]]).tolist()
         scaled = self.trainer.precision == "16-mixed"  # there the scaler skips infinite gradients
         if not (math.isfinite(sums[0]) and (scaled or math.isfinite(sums[3]))):
-            raise UserError(diverged(self.trainer.global_step + 1, self._window))
-        self._window, self._sums = [], sums
+            raise UserError(self._window.diverged(self.trainer.global_step + 1))
+        self._window, self._sums = Window(), sums
 
     def configure_gradient_clipping(
         self,
@@ -159,13 +149,12 @@ class DiffusionModule(lightning.LightningModule):
         loss, tokens, positions, norm = self._sums
         self.speed.step(tokens, positions)
         self.tokens_seen += round(tokens)
-        loss /= max(tokens, 1)
-        self.metrics = {"train/loss": loss, "train/grad_norm": norm, "train/lr": lr}
-        self.metrics |= {"train/tokens": self.tokens_seen}
         step = self.trainer.global_step + 1
-        if self.epoch_size:
-            self.metrics["train/epoch"] = step * self.batch_size / self.epoch_size
-        if step == 1 or step % self.trainer.log_every_n_steps == 0:
+        epochs = step * self.batch_size / self.epoch_size
+        values = (loss / max(tokens, 1), norm, lr, self.tokens_seen, epochs)
+        self.metrics = dict(zip(TRAINING, values, strict=True))
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if step == 1 or step % every == 0:
             self._log(self.metrics | self.speed.read(), step)
 
     def on_train_start(self) -> None:
@@ -183,8 +172,8 @@ class DiffusionModule(lightning.LightningModule):
         totals, self._totals = LikelihoodTotals(), LikelihoodTotals()
         totals.merge(sums)
         self.likelihood = totals.result(self.num_bytes, self.draws, self.validation_seed)
-        numbers = self.likelihood.json()
-        metrics = {f"val/{k}": numbers[k] for k in VALIDATION if numbers[k] is not None}
+        numbers = {f"val/{name}": getattr(self.likelihood, name) for name in VALIDATION}
+        metrics = {name: number for name, number in numbers.items() if number is not None}
         self.log_dict(metrics, logger=False)
         if self.trainer.state.fn == "fit":
             self._log(metrics, self.trainer.global_step)
@@ -200,7 +189,7 @@ class DiffusionModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the payload, with the step, and the count of tokens."""
         progress = {"step": self.trainer.global_step, "tokens_seen": self.tokens_seen}
-        checkpoint["dlm"] = {**self.payload, "meta": {**self.payload.get("meta", {}), **progress}}
+        checkpoint["dlm"] = {**self.payload, "meta": self.payload.get("meta", {}) | progress}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the count of tokens."""

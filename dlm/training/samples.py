@@ -7,9 +7,9 @@ from typing import Any, Protocol, final
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from dlm.errors import UserError
 from dlm.random import Key
@@ -97,7 +97,8 @@ class SampleLogger(Callback):
         num, length = self._shape
         shape = (num, length or module.denoiser.backbone.length)
         key = Key(self._seed, torch.arange(num, device=module.device)).fold("samples")
-        emas = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+        callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        emas = [callback for callback in callbacks if isinstance(callback, EMA)]
         module.eval()
         weights = emas[0].averaged(module) if emas else contextlib.nullcontext()
         with weights, trainer.precision_plugin.forward_context():
@@ -147,13 +148,13 @@ def plot_loss(metrics: Path, image: Path) -> None:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for column, label, style in (
-        ("train/loss", "training loss of a step", {"linewidth": 0.8, "alpha": 0.6}),
-        ("val/nelbo", "validation bound", {"marker": "o", "markersize": 3}),
+    for column, label, marker in (
+        ("train/loss", "training loss of a step", ""),
+        ("val/nelbo", "validation bound", "o"),
     ):
         points = [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        axes.plot(steps, values, label=label, marker=marker, markersize=3, linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
     axes.legend()

@@ -1,9 +1,42 @@
-"""Two parts of a training step beside its mathematics: the seed of dropout, and a bad end."""
+"""Two parts of a training step beside its mathematics: sums over its batches, seed of dropout."""
+
+from typing import final
 
 import torch
 from torch import Tensor
 
+from dlm.data import Batch
 from dlm.random import Key
+
+
+@final
+class Window:
+    """The batches of one optimizer step on this device, and what they summed to."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._sums: list[Tensor] = []  # loss, valid tokens, positions
+
+    def add(self, batch: Batch, loss: Tensor) -> None:
+        """Add a batch with its loss, a float64 scalar, summed over tokens."""
+        positions = torch.full_like(loss, batch.tokens.numel())
+        self._rows.append(batch.rows)
+        self._sums.append(torch.stack([loss, batch.valid.sum().to(loss), positions]))
+
+    def sums(self) -> Tensor:
+        """Loss in nats, valid tokens and positions of all batches, float64 (3,)."""
+        return torch.stack(self._sums).sum(0)
+
+    def diverged(self, step: int) -> str:
+        """The sentence for a loss or gradient that is not finite, in the step of this number."""
+        batches = list(zip(self._rows, self._sums, strict=True))
+        bad = [rows.tolist() for rows, sums in batches if not sums[0].isfinite()]
+        rows = ", ".join(map(str, bad or [rows.tolist() for rows in self._rows]))
+        return (
+            f"training stopped at step {step}: the loss or its gradient is not finite (rows {rows} "
+            "of the training data); the last checkpoint is from before it; try a smaller "
+            "optimizer.lr, a longer lr.warmup_steps, or trainer.precision=32-true"
+        )
 
 
 def seed_dropout(seed: int, batch: int, rank: int) -> None:
@@ -14,19 +47,3 @@ def seed_dropout(seed: int, batch: int, rank: int) -> None:
     """
     key = Key(seed, torch.tensor([batch])).fold("dropout", rank)
     torch.manual_seed(int(key.uniform(1).item() * 2**53))
-
-
-def diverged(step: int, batches: list[tuple[Tensor, Tensor]]) -> str:
-    """The sentence for a loss or gradient that is not finite.
-
-    Args:
-        step: the optimizer step that was not taken.
-        batches: rows and sums of the batches of this device; the first of the sums is the loss.
-    """
-    bad = [rows.tolist() for rows, sums in batches if not sums[0].isfinite()]
-    rows = bad or [rows.tolist() for rows, _ in batches]
-    return (
-        f"training stopped at step {step}: the loss or its gradient is not finite (rows "
-        f"{', '.join(map(str, rows))} of the training data); the last checkpoint is from before "
-        "it; try a smaller optimizer.lr, a longer lr.warmup_steps, or trainer.precision=32-true"
-    )
