@@ -11,6 +11,7 @@ converted twin on the branch `refs/convert/parquet`: give `revision` and `data_f
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -196,8 +197,8 @@ class HubDataset(StreamingSource):
         first = state["part"] if state else 0
         for part in range(first, len(parts)):
             data = self._slice(parts[part])
-            if track and not self.streaming:
-                data = data.to_iterable_dataset()
+            if track:  # a copy, because a state that is loaded stays for every later iteration
+                data = deepcopy(data) if self.streaming else data.to_iterable_dataset()
             if state and part == first:
                 data.load_state_dict(state["rows"])
             before = {"part": part, "rows": data.state_dict()} if track else {}

@@ -11,11 +11,11 @@ So two ranks see what one rank with the doubled batch sees. Stored data: counter
 
 **Resuming.** Lightning restores progress counters but not a position in the data: it asks a loader
 with `state_dict` for its state when it saves, and expects `len()` to be the whole run, what was
-done included. The loaders here take their position from the number of optimizer steps, asked for when
-the first batch is drawn: nothing that workers have fetched ahead is counted. Their state is the
-counter of the next step; a batch size changed on resume therefore goes on where the run stood. They
-are longer than the run by one batch, so that the end of training is never the end of an epoch: a
-finished run can be extended without a trace.
+done included. The loaders here take their position from the number of optimizer steps, asked for
+when the first batch is drawn: nothing that workers have fetched ahead is counted. Their state is
+the counter of the next step; a batch size changed on resume therefore goes on where the run stood.
+They are longer than the run by one batch, so that the end of training is never the end of an epoch:
+a finished run can be extended without a trace.
 """
 
 import os
