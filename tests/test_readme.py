@@ -17,10 +17,10 @@ import pytest
 from dlm.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ["backbone=nano", "length=64", "batch_size=4", "draws=1"]
+NETWORK = ["backbone=nano", "length=64"]
 TINY = {
-    "train": TRAIN,
-    "validate": TRAIN[:2],
+    "train": [*NETWORK, "batch_size=4", "draws=1", "trainer.limit_val_batches=4"],
+    "validate": NETWORK,
     "evaluate": ["draws=1"],
     "generate": ["sampler.steps=2", "num=1"],
     "export": [],
