@@ -120,9 +120,9 @@ def export(
     meta["tokenizer_sha256"] = _digest(text)
     try:
         (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(
-            _storable(loaded.denoiser.state_dict(), dtype), folder / "model.safetensors"
-        )
+        weights = folder / "model.safetensors"
+        safetensors.torch.save_file(_storable(loaded.denoiser.state_dict(), dtype), weights)
+        weights.chmod(0o644)  # safetensors writes for the owner alone
         (folder / "tokenizer" / "tokenizer.json").write_text(text, encoding="utf-8")
         (folder / "meta.json").write_text(_json({"format": FORMAT, **meta}), encoding="utf-8")
         (folder / "spec.json").write_text(_json(loaded.meta["spec"]), encoding="utf-8")

@@ -97,7 +97,7 @@ def compose(command: str, overrides: Sequence[str], folders: Sequence[Path] = ()
         raise UserError(_missing(error, folders)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(command, safe, overrides, folders, error)) from error
-    _refuse_new_keys(tree, command)
+    _refuse_new_keys(tree, command, folders)
     return Config(tree, texts)
 
 
@@ -168,8 +168,11 @@ def _fault(override: str, original: str, base: Config | None, folders: Sequence[
     known = {name: None for leaf in base.written() for name in _parents(leaf)}
     if key in known:
         return ""
-    siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]] or list(known)
-    choices = siblings if "." in key else [*siblings, *groups]
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == parent and not k.endswith("_target_")]
+    if parent in known and not siblings:
+        return f"there is no key {key!r}: the chosen {parent} has no settings"
+    choices = siblings if parent in known else [*known, *groups]
     return f"there is no key {key!r}; {nearest(key, sorted(set(choices)))}"
 
 
@@ -178,10 +181,10 @@ def _parents(leaf: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _refuse_new_keys(tree: DictConfig, command: str) -> None:
+def _refuse_new_keys(tree: DictConfig, command: str, folders: Sequence[Path]) -> None:
     """Hydra's `+key=value` may add arguments of constructors; at the top nobody would read it."""
     root = yaml.safe_load((configs_dir() / f"{command}.yaml").read_text("utf-8"))
-    groups = group_options([configs_dir()])
+    groups = group_options([configs_dir(), *folders])
     known = {*root, *groups} - {"defaults"}
     for key in tree:
         if key not in known:
