@@ -1,0 +1,11 @@
+"""`dlm generate` from a checkout, without installing: `python scripts/generate.py [key=value ...]`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dlm.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]]))
