@@ -4,8 +4,10 @@ The same mathematics as dlm's fused objectives, in the form and the precision of
 written anew: float64 for the uniform bound, whose digits cancel, float32 for the masked one.
 Nothing in `dlm` uses this file.
 
+The uniform one takes the leaner of the published forms, without a one-hot x0.
+
 Source of the formulas: Sahoo et al. 2024, arXiv:2406.07524 (masked, "SUBS"); Schiff et al. 2024,
-arXiv:2412.10193, eq. 18 (uniform), as implemented by them and by those who built on them.
+arXiv:2412.10193 (uniform); Sahoo et al. 2025, arXiv:2506.10892 (its form without a one-hot).
 """
 
 import torch
@@ -38,13 +40,16 @@ def absorbing_bound(
 def uniform_bound(logits: Tensor, tokens: Tensor, x0: Tensor, alpha: Tensor) -> Tensor:
     """Bound's integrand per token on the linear schedule, nats, (B, L); arguments as above."""
     k = logits.shape[-1]
-    alpha = alpha.double()[..., None]
-    probs = logits.double().softmax(-1)
-    x_bar = k * alpha * torch.nn.functional.one_hot(x0, k) + 1 - alpha
-    model = k * alpha * probs + 1 - alpha
-    x_bar_z = x_bar.gather(-1, tokens[..., None])
-    model_z = model.gather(-1, tokens[..., None])
-    ratios = x_bar / x_bar_z
-    logs = model_z.log() - model.log() + x_bar.log() - x_bar_z.log()
-    bracket = k / x_bar_z - k / model_z - (ratios * logs).sum(-1, keepdim=True)
-    return -(bracket / (k * alpha)).squeeze(-1)
+    alpha = alpha.double()
+    noise, clean = 1 - alpha, 1 - alpha + k * alpha
+    log_model = (k * alpha[..., None] * logits.double().softmax(-1) + noise[..., None]).log()
+    log_z = log_model.gather(-1, tokens[..., None]).squeeze(-1)
+    log_x0 = log_model.gather(-1, x0[..., None]).squeeze(-1)
+    total = log_model.sum(-1)
+    span = clean.log() - noise.log()
+    equal = noise / clean * (k * log_z - total - (k - 1) * span)
+    other = (k - 1) * log_z - total + log_x0 + clean / noise * (log_z - log_x0 + span)
+    same = tokens == x0
+    divergence = torch.where(same, equal, other)
+    exits = k / torch.where(same, clean, noise) - k * (-log_z).exp()
+    return (divergence - exits) / (k * alpha)
