@@ -219,7 +219,8 @@ def _walk(parts: list[str], where: str) -> Any:
     for name in parts[count:]:
         inner = getattr(found, name, None)
         if not isinstance(inner, type):
-            public = [n for n in dir(found) if isinstance(getattr(found, n, None), type)]
+            names = getattr(found, "__all__", None) or dir(found)
+            public = [n for n in names if n[:1].isupper()]
             raise UserError(f"{where} {'.'.join(parts)!r} is not a class; {nearest(name, public)}")
         found = inner
     return found

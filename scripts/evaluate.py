@@ -1,4 +1,4 @@
-"""`dlm evaluate` from a checkout, without installing: `python scripts/evaluate.py [key=value ...]`."""
+"""`dlm evaluate` from a checkout: `python scripts/evaluate.py [key=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dlm generate` from a checkout, without installing: `python scripts/generate.py [key=value ...]`."""
+"""`dlm generate` from a checkout: `python scripts/generate.py [key=value ...]`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dlm train` from a checkout, without installing: `python scripts/train.py [key=value ...]`."""
+"""`dlm train` from a checkout: `python scripts/train.py [key=value ...]`."""
 
 import sys
 from pathlib import Path
