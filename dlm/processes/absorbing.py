@@ -76,10 +76,13 @@ class Absorbing(Process):
         return Prediction(self, state, t, log_loo=log_probs)
 
     def from_score(self, logits: Tensor, state: State, t: Tensor) -> Prediction:
-        """log m(y) / m(MASK) = logits + log(alpha / (1 - alpha)); zero at MASK itself."""
+        """log m(y) / m(MASK) = log_softmax(logits) + log(alpha / (1 - alpha)); zero at MASK itself.
+
+        The ratios of the clean tokens are known to sum to alpha / (1 - alpha), so they are made to.
+        """
         log_alpha, log_noise = self._levels(t, logits.dtype)
-        ratios = logits + (log_alpha - log_noise)
         mask = torch.tensor(self.mask_id, device=logits.device)
+        ratios = logits.index_fill(-1, mask, -torch.inf).log_softmax(-1) + (log_alpha - log_noise)
         return Prediction(self, state, t, log_ratios=ratios.index_fill(-1, mask, 0.0))
 
     def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
@@ -118,23 +121,11 @@ class Absorbing(Process):
         return self.to_denoiser(prediction.log_loo, prediction.state, prediction.t)
 
     def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
-        """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked.
-
-        A prediction made of ratios need not be normalised: the bound is then
-        (-alpha' / (1 - alpha)) (sum_y e^l(y) - 1 - l(x0)), l = log-ratio - log(alpha / (1 -
-        alpha)).
-        """
+        """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked."""
         t = prediction.t
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         rate = -self.schedule.dalpha(t) * (-log_noise).exp()
-        if prediction.made_of_ratios:
-            log_alpha, log_noise = self._levels(t, prediction.log_ratios.dtype)
-            mask = torch.tensor(self.mask_id, device=x0.device)
-            scores = prediction.log_ratios - (log_alpha - log_noise)
-            scores = scores.index_fill(-1, mask, -torch.inf)
-            loss = torch.logsumexp(scores, -1).exp() - 1 - pick(scores, x0)
-        else:
-            loss = -pick(prediction.log_loo, x0)
+        loss = -pick(prediction.log_loo, x0)
         return torch.where(self.active(prediction.state), loss * rate.to(loss.dtype), 0.0)
 
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:

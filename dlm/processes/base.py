@@ -57,7 +57,7 @@ class Prediction:
         t: times, broadcastable to (...).
         log_loo: log p(x0^i = v | z^{-i}), normalised, (..., K).
         log_denoiser: log p(x0^i = v | z), normalised, (..., K).
-        log_ratios: log m_t(y) / m_t(z), zero at y = z, (..., K); need not come from a normalised m.
+        log_ratios: log m_t(y) / m_t(z), zero at y = z, (..., K); for any positive m.
     """
 
     def __init__(
