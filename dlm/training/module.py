@@ -171,7 +171,10 @@ class DiffusionModule(lightning.LightningModule):
         sums = self.trainer.strategy.reduce(self._totals.state().to(self.device), reduce_op="sum")
         totals, self._totals = LikelihoodTotals(), LikelihoodTotals()
         totals.merge(sums)
-        self.likelihood = totals.result(self.num_bytes, self.draws, self.validation_seed)
+        limit = self.trainer.limit_val_batches  # 1.0: all batches; 1: a single one
+        whole = isinstance(limit, float) and limit == 1.0
+        num_bytes = self.num_bytes if whole else None  # the bytes of a part are not known
+        self.likelihood = totals.result(num_bytes, self.draws, self.validation_seed)
         numbers = {f"val/{name}": getattr(self.likelihood, name) for name in VALIDATION}
         metrics = {name: number for name, number in numbers.items() if number is not None}
         self.log_dict(metrics, logger=False)

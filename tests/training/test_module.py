@@ -76,6 +76,16 @@ def test_validation_is_evaluate_on_the_averaged_weights(tmp_path):
     assert float(row["val/bits_per_byte"]) == pytest.approx(expected.bits_per_byte, rel=1e-6)
 
 
+@pytest.mark.parametrize("limit", [1, 0.5])
+def test_a_part_of_the_validation_set_has_no_bits_per_byte(tmp_path, limit):
+    """Its nats over the bytes of the whole split would look like a far better model."""
+    model = module(4)
+    trainer(tmp_path, 4, limit_val_batches=limit).fit(model, Loader(4), validation())
+    assert model.likelihood is not None
+    assert model.likelihood.nelbo > 0
+    assert model.likelihood.bits_per_byte is None
+
+
 def test_timing_stands_in_its_own_file(tmp_path):
     fit(tmp_path, 4, 1)
     assert not any("time" in name for name in read(tmp_path / "metrics.csv")[0])
