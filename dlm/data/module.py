@@ -69,9 +69,9 @@ class TextData(LightningDataModule):
         self._prepare()
 
     def _prepare(self) -> None:
-        if self._stream() is None:
+        if self.train_blocks is None and self._stream() is None:
             self.train_blocks = self._rows("train")
-        if "validation" in self.source.splits:
+        if self.validation_blocks is None and "validation" in self.source.splits:
             self.validation_blocks = self._rows("validation")
 
     def _rows(self, split: str) -> Blocks:
