@@ -8,9 +8,11 @@ neither torch nor Hydra.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import final
 
 import dlm
 from dlm.cli import help as manual
@@ -29,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    log = logging.getLogger("dlm")
+    handler = _Screen()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         return _run(arguments)
     except UserError as mistake:
@@ -41,6 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `dlm generate ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    finally:
+        log.removeHandler(handler)
+
+
+@final
+class _Screen(logging.Handler):
+    """What the library has to say, on standard error as it is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"dlm: {record.getMessage()}\n")
 
 
 def _run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ carry, by the function that loads them.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,13 @@ from dlm.denoiser import Denoiser
 from dlm.errors import UserError
 from dlm.evaluation import default_draws
 from dlm.spec import build, construct
-from dlm.training import DiffusionModule, SampleLogger, check_trainer, quiet_lightning
+from dlm.training import (
+    Checkpoints,
+    DiffusionModule,
+    SampleLogger,
+    check_trainer,
+    quiet_lightning,
+)
 
 VALIDATION_SEED = 0  # of the draws of t and noise: the same for every run, so that runs compare
 _FOR_TRAINER = ("dlm", "lightning", "pytorch_lightning", "torch")
@@ -162,7 +169,7 @@ def _train(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> None:
     except MisconfigurationException as error:
         raise UserError(f"trainer: {error}") from error
     seconds = time.perf_counter() - begin
-    if module.likelihood is None and data.validation_blocks is not None:
+    if data.validation_blocks is not None and not _validated_at_the_end(trainer, module):
         trainer.validate(module, datamodule=data, verbose=False)
     _finish(keys, trainer, module, folder, seconds)
 
@@ -226,40 +233,52 @@ def _headline(keys: TrainRequest, denoiser: Denoiser, data: TextData) -> str:
     )
 
 
+def _validated_at_the_end(trainer: Trainer, module: DiffusionModule) -> bool:
+    batches = trainer.global_step * trainer.accumulate_grad_batches
+    interval = trainer.val_check_interval
+    return module.likelihood is not None and isinstance(interval, int) and batches % interval == 0
+
+
 def _finish(
-    keys: TrainRequest,
-    trainer: Trainer,
-    module: DiffusionModule,
-    folder: Path,
-    seconds: float,
+    keys: TrainRequest, trainer: Trainer, module: DiffusionModule, folder: Path, seconds: float
 ) -> None:
     """Write `summary.json`; show the result and what to do next."""
+    summary = _summary(trainer, module, seconds)
+    path = folder / "summary.json"
+    if not module.metrics and path.is_file():  # nothing was left to do: keep the speed there was
+        earlier = json.loads(path.read_text("utf-8"))
+        summary |= {name: earlier[name] for name in ("tokens_per_second", "seconds")}
+    console = screen()
+    if trainer.is_global_zero:
+        write_text(str(path), json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    low, high = number(summary["ppl_low"], 2), number(summary["ppl_high"], 2)
+    rows = {
+        "nelbo (nats/token)": f"{number(summary['nelbo'])}   best: {number(summary['best_nelbo'])}",
+        "perplexity": f"{number(summary['ppl'], 2)}   95 %: {low} to {high}",
+        "bits per byte": number(summary["bits_per_byte"]),
+        "steps": f"{summary['steps']:,}",
+        "tokens seen": f"{summary['tokens_seen']:,}",
+        "tokens per second": number(summary["tokens_per_second"], 0),
+        "seconds": number(summary["seconds"], 0),
+    }
+    console.print(table(f"{folder}, validation", rows))
+    best = folder / "checkpoints" / "best.ckpt"
+    steps = 2 * keys.trainer["max_steps"]
+    say(console, "try next:")
+    say(console, f"  dlm evaluate checkpoint={best} split=test")
+    say(console, f"  dlm generate checkpoint={best} num=2")
+    say(console, f"  dlm train run_dir={folder} resume=true trainer.max_steps={steps}")
+
+
+def _summary(trainer: Trainer, module: DiffusionModule, seconds: float) -> dict[str, Any]:
     bound = {} if module.likelihood is None else module.likelihood.json()
     names = ("nelbo", "nelbo_stderr", "ppl", "ppl_low", "ppl_high", "bits_per_byte")
-    summary = {
+    best = [c.best for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)]
+    return {
         **{name: bound.get(name) for name in names},
+        "best_nelbo": next((value for value in best if math.isfinite(value)), None),
         "steps": trainer.global_step,
         "tokens_seen": module.tokens_seen,
         "tokens_per_second": module.speed.tokens_per_second,
         "seconds": seconds,
     }
-    console = screen()
-    if trainer.is_global_zero:
-        write_text(str(folder / "summary.json"), json.dumps(summary, indent=2) + "\n")
-    low, high = number(summary["ppl_low"], 2), number(summary["ppl_high"], 2)
-    rows = {
-        "nelbo (nats/token)": number(summary["nelbo"]),
-        "perplexity": f"{number(summary['ppl'], 2)}   95 %: {low} to {high}",
-        "bits per byte": number(summary["bits_per_byte"]),
-        "steps": f"{summary['steps']:,}",
-        "tokens seen": f"{summary['tokens_seen']:,}",
-        "tokens per second": f"{summary['tokens_per_second']:,.0f}",
-        "seconds": f"{seconds:,.0f}",
-    }
-    console.print(table(f"{folder}, validation", rows))
-    best = folder / "checkpoints" / "best.ckpt"
-    say(console, "try next:")
-    say(console, f"  dlm evaluate checkpoint={best} split=test")
-    say(console, f"  dlm generate checkpoint={best} num=2")
-    steps = 2 * keys.trainer["max_steps"]
-    say(console, f"  dlm train run_dir={folder} resume=true trainer.max_steps={steps}")

@@ -19,7 +19,7 @@ Record = dict[str, Any]
 class Decoder(Protocol):
     """The part of a tokenizer that turns ids back into text."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], /) -> str:
         """Text of token ids."""
         ...
 

@@ -157,6 +157,11 @@ class Checkpoints(Checkpoint):
         if math.isinf(self._best):
             self._save(trainer, "best.ckpt")
 
+    @property
+    def best(self) -> float:
+        """The best bound so far, nats per token: that of `best.ckpt`; infinite before the first."""
+        return self._best
+
     def state_dict(self) -> dict[str, Any]:
         """The best bound so far."""
         return {"best": self._best}

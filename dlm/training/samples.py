@@ -22,7 +22,7 @@ from dlm.training.module import DiffusionModule
 class Decoder(Protocol):
     """The one method of a tokenizer that is needed here."""
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int], /) -> str:
         """Text of tokens."""
         ...
 
