@@ -175,7 +175,8 @@ def _train(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _make_trainer(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> Trainer:
-    callbacks = [*keys.part("callbacks").values()] if keys.callbacks else []
+    built = [*keys.part("callbacks").values()] if keys.callbacks else []
+    callbacks = [callback for callback in built if callback is not None]  # callbacks.ema=null
     if keys.sample is not None:
         parts = {"sampler": keys.part("sampler"), "tokenizer": tokenizer, "folder": str(folder)}
         callbacks.append(construct(SampleLogger, {**keys.sample, **parts}, path="sample"))
