@@ -1,16 +1,15 @@
 """The Lightning module: draws times and noise, calls the objective, divides, logs. Nothing else.
 
 An objective returns a SUM over tokens. The sum is back-propagated (over a constant, so that fp16
-gradients stay in range), and once per optimizer step the gradients are divided by the number of
-valid tokens of the whole step, all ranks and accumulated batches together. So accumulation, a short
-last window and the number of devices change nothing. DDP averages over ranks and Lightning divides
-every loss by `accumulate_grad_batches`: both are multiplied back. The order in Lightning 2.6:
-backward (fp16: unscale) -> `on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The
-first hook divides, and there a loss that is not finite stops the run before the weights change.
+gradients stay in range), and once a step the gradients are divided by the number of valid tokens of
+the whole step, all ranks and accumulated batches together: neither accumulation, nor a short last
+window, nor the number of devices changes anything. DDP averages over ranks and Lightning divides by
+`accumulate_grad_batches`: both are multiplied back. The order in Lightning 2.6: backward (fp16:
+unscale) -> `on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The first hook
+divides, and stops the run at a loss that is not finite, before the weights change.
 
-Every draw is a function of (seed, row), the learning rate is one of the step: there is no random
-state and no scheduler state to save. Metrics go to the loggers under the number of finished steps,
-before the callbacks see the end of the batch, so a checkpoint of step n finds row n written.
+Draws are functions of (seed, row), the learning rate of the step: there is no state of either to
+save. Metrics are logged before the callbacks see the end of the batch: a checkpoint has its row.
 """
 
 import math
@@ -61,7 +60,7 @@ class DiffusionModule(lightning.LightningModule):
     Attributes:
         metrics: numbers of the last optimizer step, as they are logged.
         likelihood: result of the last validation, None before.
-        tokens_seen: valid tokens trained on so far; `speed`: tokens per second and MFU.
+        tokens_seen: valid tokens trained on; `speed`: tokens per second and MFU.
     """
 
     def __init__(
@@ -171,9 +170,8 @@ class DiffusionModule(lightning.LightningModule):
         sums = self.trainer.strategy.reduce(self._totals.state().to(self.device), reduce_op="sum")
         totals, self._totals = LikelihoodTotals(), LikelihoodTotals()
         totals.merge(sums)
-        limit = self.trainer.limit_val_batches  # 1.0: all batches; 1: a single one
-        whole = isinstance(limit, float) and limit == 1.0
-        num_bytes = self.num_bytes if whole else None  # the bytes of a part are not known
+        limit = self.trainer.limit_val_batches  # 1.0 is all, 1 a single batch of unknown bytes
+        num_bytes = self.num_bytes if isinstance(limit, float) and limit == 1.0 else None
         self.likelihood = totals.result(num_bytes, self.draws, self.validation_seed)
         numbers = {f"val/{name}": getattr(self.likelihood, name) for name in VALIDATION}
         metrics = {name: number for name, number in numbers.items() if number is not None}
