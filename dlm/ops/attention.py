@@ -198,7 +198,7 @@ def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     with torch.autocast("cpu", enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
-            scores = scores + torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+            scores += torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
         return scores.softmax(-1) @ v
 
 
