@@ -16,7 +16,9 @@ from tests.toys import double, processes
 
 BATCH, LENGTH, WIDTH, SYMBOLS = 3, 7, 8, 11
 PARAMETERIZATIONS = [Denoising(), LeaveOneOut(), Score()]
-CASES = list(itertools.product(processes(symbols=SYMBOLS), PARAMETERIZATIONS, [Elbo(), CrossEntropy()]))
+CASES = list(
+    itertools.product(processes(symbols=SYMBOLS), PARAMETERIZATIONS, [Elbo(), CrossEntropy()])
+)
 
 
 class TinyBackbone(nn.Module):
