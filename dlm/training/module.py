@@ -172,9 +172,8 @@ class DiffusionModule(lightning.LightningModule):
         totals.merge(sums)
         limit = self.trainer.limit_val_batches  # 1.0 is all, 1 a single batch of unknown bytes
         num_bytes = self.num_bytes if isinstance(limit, float) and limit == 1.0 else None
-        self.likelihood = totals.result(num_bytes, self.draws, self.validation_seed)
-        numbers = {f"val/{name}": getattr(self.likelihood, name) for name in VALIDATION}
-        metrics = {name: number for name, number in numbers.items() if number is not None}
+        self.likelihood = result = totals.result(num_bytes, self.draws, self.validation_seed)
+        metrics = {f"val/{k}": v for k in VALIDATION if (v := getattr(result, k)) is not None}
         self.log_dict(metrics, logger=False)
         if self.trainer.state.fn == "fit":
             self._log(metrics, self.trainer.global_step)

@@ -1,12 +1,13 @@
-"""Train on some processes: `python ddp_run.py FOLDER DEVICES PER_DEVICE ACCUMULATE`."""
+"""Train on some processes: `-m tests.training.ddp_run FOLDER DEVICES PER_DEVICE ACCUMULATE`."""
 
 import sys
 from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from tiny import Loader, module, rows, trainer
 from torch.utils.data import DataLoader
+
+from tests.training.tiny import Loader, module, rows, trainer
 
 
 def main(folder: Path, devices: int, per_device: int, accumulate: int) -> None:
