@@ -24,6 +24,7 @@ from dlm.cli.help import configs_dir, group_options
 from dlm.errors import UserError, nearest
 
 _FREE_TEXT = {"checkpoint", "infill", "name", "output", "prompt", "run_dir", "suffix"}
+_PLACEHOLDER = re.compile(r"__free_text_\d+__")
 _FREE_LEAVES = {"path", "field", "name"}  # data.path, data.field, data.name, tokenizer.path, ...
 
 
@@ -36,7 +37,11 @@ class Config:
         self._texts = dict(texts)
 
     def set(self, key: str, value: Any) -> None:
-        """Set a value that the program finds out, by its dotted key."""
+        """Set a value that the program finds out, by its dotted key; text means itself."""
+        if isinstance(value, str):
+            placeholder = _placeholder(len(self._texts))
+            self._texts[placeholder] = value
+            value = placeholder
         with open_dict(self._tree):
             OmegaConf.update(self._tree, key, value, merge=False)
 
@@ -73,8 +78,7 @@ class Config:
         if isinstance(value, list):
             return [self._fill(item) for item in value]
         if isinstance(value, str):
-            for placeholder, text in self._texts.items():
-                value = value.replace(placeholder, text)
+            return _PLACEHOLDER.sub(lambda m: self._texts.get(m[0], m[0]), value)
         return value
 
 
@@ -118,11 +122,15 @@ def _set_text_apart(overrides: Sequence[str]) -> tuple[list[str], dict[str, str]
         name = key.lstrip("+~")
         free = name in _FREE_TEXT or ("." in name and name.rpartition(".")[2] in _FREE_LEAVES)
         if equals and free and value != "null":
-            placeholder = f"__free_text_{len(texts)}__"
+            placeholder = _placeholder(len(texts))
             texts[placeholder] = value
             override = f"{key}={placeholder}"
         safe.append(override)
     return safe, texts
+
+
+def _placeholder(index: int) -> str:
+    return f"__free_text_{index}__"
 
 
 def _search_path(folders: Sequence[Path]) -> list[str]:

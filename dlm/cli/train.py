@@ -103,9 +103,8 @@ def run(arguments: Sequence[str]) -> None:
     else:
         keys, tokenizer = _complete(config, folder)
     check_trainer(keys.trainer)
-    save_config(folder, vars(keys), overrides)
     quiet_lightning()
-    _train(keys, tokenizer, folder)
+    _train(keys, tokenizer, folder, overrides)
 
 
 def load_tokenizer(
@@ -143,7 +142,9 @@ def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
     return request(TrainRequest, config.plain()), tokenizer
 
 
-def _train(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> None:
+def _train(
+    keys: TrainRequest, tokenizer: Tokenizer, folder: Path, overrides: Sequence[str]
+) -> None:
     data = TextData(
         keys.part("data"),
         tokenizer,
@@ -156,9 +157,9 @@ def _train(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> None:
     data.setup("fit")
     trainer = _make_trainer(keys, tokenizer, folder)
     module = _make_module(keys, tokenizer, data, trainer)
+    save_config(folder, vars(keys), overrides)  # everything could be built: this is a run
     last = folder / "checkpoints" / "last.ckpt"
-    console = screen()
-    say(console, _headline(keys, module.denoiser, data))
+    say(screen(), _headline(keys, module.denoiser, data))
     begin = time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None)
@@ -183,7 +184,7 @@ def _make_trainer(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> Tra
     loggers = [*keys.part("logger").values()] if keys.logger else False
     try:
         return keys.part("trainer", callbacks=callbacks, logger=loggers)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError) as error:  # devices=none is a TypeError
         raise UserError(f"trainer: {error}") from error
 
 
