@@ -84,8 +84,9 @@ def load(path: str | Path, *, trust: Sequence[str] = ()) -> Loaded:
         tokenizer = Tokenizer.from_json(text)
     except UserError as error:
         raise UserError(f"{place} was refused: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{place} was refused: its spec is nested too deeply") from error
+    except Exception as error:  # parts of ours, put together in ways that nobody thought of
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{place} was refused: its spec cannot be built ({reason})") from error
     if not isinstance(denoiser, Denoiser):
         raise UserError(f"{place} was refused: its spec does not describe a denoiser")
     _check_tokenizer(tokenizer, text, denoiser, meta, place)

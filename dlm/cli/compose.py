@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, final
 
 import hydra
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dlm.cli.help import configs_dir, group_options
+from dlm.cli.help import configs_dir, default_choices, group_options, root_config
 from dlm.errors import UserError, nearest
 
 _FREE_TEXT = {"checkpoint", "infill", "name", "output", "prompt", "run_dir", "suffix"}
@@ -156,20 +155,20 @@ def _explain(
         base = compose(command, [], folders) if safe else None
     except UserError:
         base = None
+    groups = list(default_choices(root_config(command).get("defaults", [])))
     for override, original in zip(safe, written, strict=True):
-        if sentence := _fault(override, original, base, folders):
+        if sentence := _fault(override, original, base, groups):
             return sentence
     return _first_line(error)
 
 
-def _fault(override: str, original: str, base: Config | None, folders: Sequence[Path]) -> str:
+def _fault(override: str, original: str, base: Config | None, groups: Sequence[str]) -> str:
     try:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         return f"cannot read {original!r}: write key=value, lists as key=[a,b], text in quotes"
     if parsed.is_sweep_override():
         return f"cannot read {original!r}: put text in quotes, and a list in [brackets]"
-    groups = group_options([configs_dir(), *folders])
     key = parsed.key_or_group
     if base is None or key in groups or parsed.is_add():
         return ""
@@ -191,7 +190,7 @@ def _parents(leaf: str) -> list[str]:
 
 def _refuse_new_keys(tree: DictConfig, command: str, folders: Sequence[Path]) -> None:
     """Hydra's `+key=value` may add arguments of constructors; at the top nobody would read it."""
-    root = yaml.safe_load((configs_dir() / f"{command}.yaml").read_text("utf-8"))
+    root = root_config(command)
     groups = group_options([configs_dir(), *folders])
     known = {*root, *groups} - {"defaults"}
     for key in tree:

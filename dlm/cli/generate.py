@@ -137,7 +137,9 @@ def make_template(tokenizer: Tokenizer, keys: GenerateRequest, limit: int) -> tu
         head, tail = tokenizer.encode(keys.prompt or ""), tokenizer.encode(keys.suffix or "")
         given = [True] * len(head)
     shortest = len(head) + len(tail)
-    length = keys.length or (shortest if keys.infill else limit)
+    length = keys.length
+    if length is None:
+        length = limit if keys.infill is None else shortest
     if not 1 <= length <= limit:
         raise UserError(f"length must be from 1 to {limit} for this model, got {length}")
     if shortest > length:

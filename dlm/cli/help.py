@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -76,6 +77,17 @@ def group_options(folders: Sequence[Path]) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(options.items())}
 
 
+def root_config(name: str) -> dict[str, Any]:
+    """`configs/<name>.yaml` as it is written."""
+    return yaml.safe_load((configs_dir() / f"{name}.yaml").read_text("utf-8"))
+
+
+def default_choices(entries: list[str | dict[str, str | None]]) -> dict[str, str | None]:
+    """Groups and their default options, from the list `defaults` of a root config."""
+    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
+    return {group.removeprefix("optional ").strip("/"): option for group, option in pairs}
+
+
 def overview() -> str:
     """The page of `dlm --help`."""
     lines = [f"  {name:<10}{about}" for name, about in COMMANDS.items()]
@@ -91,8 +103,8 @@ def page(command: str, arguments: Sequence[str]) -> str:
     """The page of `dlm COMMAND --help`: groups, keys with their defaults, examples."""
     _, extra = split_arguments([a for a in arguments if a not in ("-h", "--help")])
     folders = [configs_dir(), *extra]
-    root = yaml.safe_load((folders[0] / f"{_ROOTS.get(command, command)}.yaml").read_text("utf-8"))
-    chosen = _defaults(root.pop("defaults", []))
+    root = root_config(_ROOTS.get(command, command))
+    chosen = default_choices(root.pop("defaults", []))
     options = group_options(folders)
     parts = [_USAGE.format(command=command, about=COMMANDS[command].capitalize())]
     if groups := [_group_line(g, options.get(g, []), default) for g, default in chosen.items()]:
@@ -102,11 +114,6 @@ def page(command: str, arguments: Sequence[str]) -> str:
     parts.append("keys and their defaults:\n" + "\n".join(keys) + "\n")
     parts.append("examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
     return "\n".join(parts)
-
-
-def _defaults(entries: list[str | dict[str, str | None]]) -> dict[str, str | None]:
-    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
-    return {group.removeprefix("optional ").strip("/"): option for group, option in pairs}
 
 
 def _group_line(group: str, options: Sequence[str], default: str | None) -> str:
