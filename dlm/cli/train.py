@@ -181,11 +181,13 @@ def _make_trainer(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> Tra
     if keys.sample is not None:
         parts = {"sampler": keys.part("sampler"), "tokenizer": tokenizer, "folder": str(folder)}
         callbacks.append(construct(SampleLogger, {**keys.sample, **parts}, path="sample"))
-    loggers = [*keys.part("logger").values()] if keys.logger else False
     try:
+        loggers = [*keys.part("logger").values()] if keys.logger else False
         return keys.part("trainer", callbacks=callbacks, logger=loggers)
     except (MisconfigurationException, TypeError) as error:  # devices=none is a TypeError
         raise UserError(f"trainer: {error}") from error
+    except ModuleNotFoundError as error:  # a logger whose package is optional
+        raise UserError(f"logger: {error}") from error
 
 
 def _make_module(
@@ -200,6 +202,8 @@ def _make_module(
         network.compile_blocks()
     validation, train = data.validation_blocks, data.train_blocks
     sequences = 0 if validation is None else len(validation)
+    limit = trainer.limit_val_batches
+    limited = isinstance(limit, int) or limit != 1.0  # bits per byte needs all of the split
     meta = {
         "length": keys.length,
         "packing": keys.packing,
@@ -218,7 +222,7 @@ def _make_module(
         seed=keys.seed,
         batch_size=keys.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         draws=default_draws(sequences) if keys.draws is None else keys.draws,
-        num_bytes=None if validation is None else validation.num_bytes,
+        num_bytes=None if validation is None or limited else validation.num_bytes,
         validation_seed=VALIDATION_SEED,
         epoch_size=None if train is None else len(train),
         payload=payload(keys.denoiser, tokenizer, meta),

@@ -1,6 +1,7 @@
 """The frame: help, exit codes, what is imported."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -13,17 +14,17 @@ from dlm.cli.main import main
 HEAVY = ("torch", "hydra", "omegaconf", "lightning", "transformers", "datasets", "wandb")
 
 
-def imported_by(*arguments: object) -> tuple[int, set[str]]:
-    """Exit code of a command in a process of its own, and the heavy packages it loaded."""
+def imported_by(*commands: list[object]) -> set[str]:
+    """The heavy packages that commands load, run one after the other in a process of their own."""
+    calls = [[str(argument) for argument in command] for command in commands]
     code = (
         "import json, sys\n"
         "from dlm.cli.main import main\n"
-        f"code = main({[str(a) for a in arguments]!r})\n"
-        f"print(json.dumps([code, [n for n in {HEAVY!r} if n in sys.modules]]))\n"
+        f"assert not any([main(call) for call in {calls!r}])\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    exit_code, names = json.loads(done.stdout.splitlines()[-1])
-    return exit_code, set(names)
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_help_lists_the_commands(dlm):
@@ -60,21 +61,14 @@ def test_help_shows_the_users_own_configs(dlm, tmp_path):
 
 
 def test_help_is_light():
-    assert imported_by("--help") == (0, set())
-    assert imported_by("train", "--help") == (0, set())
+    assert imported_by(["--help"], ["train", "--help"], ["--version"]) == set()
 
 
-def test_validate_imports_no_lightning():
-    code, names = imported_by("validate")
-    assert code == 0
+def test_only_train_imports_lightning(checkpoint):
+    model = [f"checkpoint={checkpoint}", "device=cpu"]
+    names = imported_by(["validate"], ["evaluate", *model], ["generate", *model])
+    assert {"torch", "hydra"} <= names
     assert not names & {"lightning", "transformers", "datasets", "wandb"}
-
-
-def test_evaluate_and_generate_import_no_lightning(checkpoint):
-    for command in ("evaluate", "generate"):
-        code, names = imported_by(command, f"checkpoint={checkpoint}", "device=cpu")
-        assert code == 0
-        assert not names & {"lightning", "transformers", "datasets", "wandb"}
 
 
 @pytest.mark.parametrize(
@@ -116,3 +110,14 @@ def test_the_console_command_exits_with_the_code(tmp_path):
     assert done.stderr.startswith("dlm: there is no checkpoint 'nothing'")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []  # no surprise folders
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate"])
+def test_scripts_are_the_commands(command, monkeypatch, capsys):
+    script = configs_dir().parent / "scripts" / f"{command}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    assert f"usage: dlm {command}" in capsys.readouterr().out
