@@ -12,7 +12,9 @@ Source: the step cost is the chain rule of KL along the path (Dmitriev, Huang & 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,32 +27,29 @@ from dlm.samplers import Kernel
 RowLoss = Callable[[Prediction, Tensor], Tensor]
 
 
-def noise_law(process: Process) -> Tensor:
-    """pi, float64 (K,): the point mass at MASK, or even."""
-    if process.mask_id is not None:
-        return torch.nn.functional.one_hot(
-            torch.tensor(process.mask_id), process.num_states
-        ).double()
-    return torch.full((process.num_states,), 1 / process.num_states, dtype=torch.float64)
+def noise_mass(process: Process, t: Tensor) -> Tensor:
+    """b_t = (1 - alpha_t) pi_t, float64 (K,); differentiable in t."""
+    return process.schedule.log_one_minus_alpha(t).exp() * process.noise_law(t)
 
 
 def channel(process: Process, t: Tensor) -> Tensor:
     """q_t(z | x0), float64 (K, K), rows x0."""
-    alpha = process.schedule.alpha(t)
     identity = torch.eye(process.num_states, dtype=torch.float64)
-    return alpha * identity + process.schedule.log_one_minus_alpha(t).exp() * noise_law(process)
-
-
-def log_channel(process: Process, t: Tensor) -> Tensor:
-    """log q_t(z | x0), float64 (K, K)."""
-    return channel(process, t).log()
+    return process.schedule.alpha(t) * identity + noise_mass(process, t)
 
 
 def transition(process: Process, s: Tensor, t: Tensor) -> Tensor:
-    """q_{t|s}(z_t | z_s), float64 (K, K), rows z_s, for s < t."""
+    """q_{t|s}(z_t | z_s), float64 (K, K), rows z_s, for s < t: what composes q_s to q_t."""
     rho = process.schedule.alpha(t) / process.schedule.alpha(s)
     identity = torch.eye(process.num_states, dtype=torch.float64)
-    return rho * identity + (1 - rho) * noise_law(process)
+    return rho * identity + noise_mass(process, t) - rho * noise_mass(process, s)
+
+
+def jump_rate(process: Process, t: Tensor) -> Tensor:
+    """r_t(y) = b_t'(y) - (alpha_t' / alpha_t) b_t(y), float64 (K,): forward rate into y."""
+    slope = torch.autograd.functional.jacobian(partial(noise_mass, process), t)
+    ratio = process.schedule.dalpha(t) / process.schedule.alpha(t)
+    return cast(Tensor, slope) - ratio * noise_mass(process, t)
 
 
 def bridge(process: Process, x0: Tensor, state: State, s: Tensor, t: Tensor) -> Tensor:
@@ -64,11 +63,10 @@ def bound_integrand(process: Process, loo: Tensor, x0: Tensor, state: State, t: 
 
     phi(x, y) = y - x + x log(x / y); loo (..., K) sums to one; t is a scalar.
     """
-    alpha, pi = process.schedule.alpha(t), noise_law(process)
     z = state.tokens[..., None]
-    rate = -process.schedule.dalpha(t) / alpha * pi[state.tokens]
+    rate = jump_rate(process, t)[state.tokens]
     given = channel(process, t)[x0]
-    model = alpha * loo + (1 - alpha) * pi
+    model = loo @ channel(process, t)
     x, y = given / given.gather(-1, z), model / model.gather(-1, z)
     phi = y - x + torch.where(x > 0, x * (x / y).log(), 0.0)
     phi = phi.scatter(-1, z, 0.0)
@@ -122,7 +120,7 @@ def output_law(predictor: Predictor, kernel: Kernel, times: Tensor, length: int)
         length: L.
     """
     process = predictor.process
-    law = product_law(noise_law(process).expand(1, length, -1))[0]
+    law = product_law(process.noise_law(times[0]).expand(1, length, -1))[0]
     for t, s in pairwise(times):
         law = law @ step_law(predictor, kernel, t, s, length)
     return law

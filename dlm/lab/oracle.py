@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dlm.denoiser import Context
 from dlm.errors import UserError
-from dlm.lab.exact import log_channel
+from dlm.lab.exact import channel
 from dlm.processes import Prediction, Process, State
 
 
@@ -55,9 +55,9 @@ class Oracle:
         """Log leave-one-out posterior, float64 (B, L, K); the times are one for all or (B,)."""
         tokens, length = state.tokens, self.sequences.shape[1]
         levels = t.reshape(-1).expand(tokens.shape[0])
-        channel = torch.stack([log_channel(self.process, level) for level in levels])  # B, K, K
+        log_q = torch.stack([channel(self.process, level) for level in levels]).log()  # B, K, K
         batch = torch.arange(tokens.shape[0])[:, None, None]
-        evidence = channel[batch, self.sequences[None], tokens[:, None, :]]  # B, V^L, L
+        evidence = log_q[batch, self.sequences[None], tokens[:, None, :]]  # B, V^L, L
         result = torch.full((*tokens.shape, self.process.num_states), -torch.inf).double()
         for i in range(length):
             others = evidence[:, :, :i].sum(-1) + evidence[:, :, i + 1 :].sum(-1) + self.log_law

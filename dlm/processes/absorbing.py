@@ -6,12 +6,12 @@ posterior cannot be recovered from it (it is never needed: such positions neithe
 loss).
 
     bound     (-alpha'_t / (1 - alpha_t)) 1[z = MASK] (-log loo(x0))
-    step      a mask opens with probability 1 - (1 - alpha_s) / (1 - alpha_t), to a token drawn from
-    loo
+    step      with probability 1 - (1 - alpha_s) / (1 - alpha_t) a mask opens, to a draw from loo
 
 K = num_states counts MASK; its entry of any clean posterior has no mass. The network need not see
-t. Source: Sahoo et al. 2024, arXiv:2406.07524 (MDLM); Lou et al. 2024, arXiv:2310.16834 (score
-entropy).
+the noise level.
+
+Source: Sahoo et al. 2024, arXiv:2406.07524 (MDLM).
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Absorbing(Process):
                 f"mask_id must be one of at least 2 states, got mask_id {self.mask_id} "
                 f"and num_states {self.num_states}"
             )
+
+    def noise_law(self, t: Tensor) -> Tensor:
+        """The point mass at MASK."""
+        mask = torch.tensor(self.mask_id, device=t.device)
+        return torch.nn.functional.one_hot(mask, self.num_states).double()
 
     def prior(self, shape: tuple[int, int], *, key: Key) -> State:
         """All MASK."""

@@ -1,15 +1,15 @@
 """Noise processes: every formula of one process in one file, row-wise over `[..., K]`.
 
-Every process here corrupts each token on its own: `q_t(z | x0) = alpha_t 1[z = x0] + (1 - alpha_t)
-pi(z)`. With `loo(v) = p(x0^i = v | z^{-i})`, the leave-one-out posterior of a position given all
-the others, and `m_t = alpha_t loo + (1 - alpha_t) pi`, the law of its noisy token given all the
-others:
+Every process here corrupts each token on its own, `q_t(z | x0) = alpha_t 1[z = x0] + b_t(z)`, where
+`b_t = (1 - alpha_t) pi_t`. With `loo(v) = p(x0^i = v | z^{-i})`, the leave-one-out posterior of a
+position given all the others, and `m_t = alpha_t loo + b_t`, the law of its noisy token given all
+the others:
 
 1. Bayes:      denoiser(v) ~ loo(v) q_t(z | v)
 2. ancestral:  p(z_s | z_t) ~ q_{t|s}(z_t | z_s) m_s(z_s)
 3. bound:      its integrand at the token z is the jump rate into z times
-               sum_{y != z} phi(q_t(y|x0) / q_t(z|x0), m_t(y) / m_t(z)),  phi(x, y) = y - x + x
-               log(x / y)
+               sum_{y != z} phi(q_t(y|x0) / q_t(z|x0), m_t(y) / m_t(z)),
+               phi(x, y) = y - x + x log(x / y)
 
 A `Prediction` is what flows from the network to the loss and to the sampler. It is made in one of
 three currencies (leave-one-out posterior, denoiser, ratios of the noisy marginal) and converts only
@@ -118,6 +118,13 @@ class Process(ABC):
     mask_id: int | None
 
     # -- forward -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def noise_law(self, t: Tensor) -> Tensor:
+        """pi_t, float64 (K,), at a scalar time: with the schedule it defines the process.
+
+        Every other formula follows from it; the conformance suite derives them independently.
+        """
 
     @abstractmethod
     def prior(self, shape: tuple[int, int], *, key: Key) -> State:

@@ -1,11 +1,10 @@
-"""The uniform process: a token survives with probability alpha_t, else it is drawn evenly from all
-K.
+"""The uniform process: a token survives with probability alpha_t, else any of the K replaces it.
 
 The noise may equal the clean token; every formula assumes so. Seeing z at level a multiplies its
-odds by 1 + K a / (1 - a): the same shift turns the leave-one-out posterior into the denoiser (a =
-alpha_t) and the marginal m_s into the reverse step (a = alpha_t / alpha_s). With e = K alpha / (1 -
-alpha), p = loo, sp = log(1 + e), sigma_y = log(1 + e p_y), T = sum_y sigma_y, the bound's integrand
-is (-alpha' / (alpha K)) times
+odds by 1 + K a / (1 - a): the same shift turns the leave-one-out posterior into the denoiser, with
+a = alpha_t, and the marginal m_s into the reverse step, with a = alpha_t / alpha_s. Write
+e = K alpha / (1 - alpha), p = loo, sp = log(1 + e), sigma_y = log(1 + e p_y), T = sum_y sigma_y.
+The bound's integrand is -alpha' / (alpha K) times
 
     z == x0   (K sigma_z - T - (K - 1)(1 + sp)) / (1 + e) + (K + e) exp(-sigma_z) - 1
     z != x0   (1 + e) sp - e sigma_x0 + (K + e)(sigma_z + exp(-sigma_z) - 1) - T
@@ -14,8 +13,7 @@ The form is chosen for differentiation: one sum over K besides the softmax, no c
 exponentials. Its minimiser is the leave-one-out posterior, not the denoiser. The network has to see
 the noise level.
 
-Source: Schiff et al. 2024, arXiv:2412.10193 (UDLM); Gourevitch et al. 2026, arXiv:2605.22765
-(leave-one-out).
+Source: Schiff et al. 2024, arXiv:2412.10193 (UDLM); Gourevitch et al. 2026, arXiv:2605.22765.
 """
 
 from __future__ import annotations
@@ -51,6 +49,10 @@ class Uniform(Process):
     def __post_init__(self) -> None:
         if self.num_states < 2:
             raise UserError(f"num_states must be at least 2, got {self.num_states}")
+
+    def noise_law(self, t: Tensor) -> Tensor:
+        """1 / K."""
+        return torch.full((self.num_states,), 1 / self.num_states, dtype=torch.float64).to(t.device)
 
     def prior(self, shape: tuple[int, int], *, key: Key) -> State:
         """Independent, even tokens."""

@@ -131,7 +131,7 @@ def test_bound_integrand(process):
 def test_prior_kl(process):
     for alpha in (0.0, 1e-3, 0.5, 1.0):
         t = process.schedule.inverse(double(alpha))
-        prior = exact.noise_law(process)
+        prior = process.noise_law(t)
         row = exact.channel(process, t)[0]
         expected = exact.kl(row, prior)
         assert math.isclose(process.prior_kl(alpha), expected, rel_tol=1e-6, abs_tol=1e-12)
