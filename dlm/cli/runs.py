@@ -1,8 +1,9 @@
 """The folder of a run: which one, whether it may be used, and with which config a run goes on.
 
-A folder holds a run once its `config.yaml` stands there: every key as the run uses it, and under
-`overrides` what the user gave. On resume that file decides; the lengths of the run and the devices
-may change, anything else that differs is refused, because the result would be of neither config.
+A folder holds a run once its `config.yaml` stands there: every key as the run uses it, under
+`overrides` what the user gave, under `prepared` the fingerprints of text and tokenizer. On resume
+that file decides; the lengths of the run and the devices may change, anything else that differs is
+refused, because the result would be of neither config.
 """
 
 from __future__ import annotations

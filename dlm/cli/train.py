@@ -25,7 +25,7 @@ from dlm.cli.common import number, request, say, screen, table, write_text
 from dlm.cli.compose import Config, compose
 from dlm.cli.runs import choose_folder, holds_run, resumed_config, save_config
 from dlm.cli.vocabulary import fill_in
-from dlm.data import Tokenizer
+from dlm.data import Source, Tokenizer
 from dlm.data.module import TextData
 from dlm.denoiser import Denoiser
 from dlm.errors import UserError
@@ -98,8 +98,9 @@ def run(arguments: Sequence[str]) -> None:
     )
     if holds_run(folder):
         values, overrides = resumed_config(folder, overrides, folders)
+        prepared = values.pop("prepared")
         keys = request(TrainRequest, {**values, "run_dir": str(folder), "resume": True})
-        tokenizer = load_tokenizer(keys.data, keys.tokenizer, keys.vocab, keys.trust)
+        tokenizer = _same_tokenizer(keys, prepared)
     else:
         keys, tokenizer = _complete(config, folder)
     check_trainer(keys.trainer)
@@ -107,26 +108,26 @@ def run(arguments: Sequence[str]) -> None:
     _train(keys, tokenizer, folder, overrides)
 
 
-def load_tokenizer(
-    data: Mapping[str, Any],
-    tokenizer: Mapping[str, Any],
-    vocab: Mapping[str, int | None],
-    trust: Sequence[str],
-) -> Tokenizer:
-    """The tokenizer of a run that goes on.
-
-    Raises:
-        UserError: it is not the one of the run any more.
-    """
-    source = build(data, trust=("dlm", *trust), path="data")
-    maker = build(tokenizer, trust=("dlm", *trust), path="tokenizer")
-    loaded = maker.load(source, mask=vocab["mask_id"] is not None)
-    if (loaded.size, loaded.mask_id) != (vocab["size"], vocab["mask_id"]):
+def _same_tokenizer(keys: TrainRequest, prepared: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer of a run that goes on; a warning if the training text is not what it was."""
+    trust = ("dlm", *keys.trust)
+    source = build(keys.data, trust=trust, path="data")
+    maker = build(keys.tokenizer, trust=trust, path="tokenizer")
+    tokenizer = maker.load(source, mask=keys.vocab["mask_id"] is not None)
+    now = _prepared(source, tokenizer)
+    if now["tokenizer"] != prepared["tokenizer"]:
         raise UserError(
-            f"the tokenizer of this run had {vocab['size']} states and now has {loaded.size}: "
-            "its data have changed, so the run cannot go on"
+            "the tokenizer made now is not the one this run began with: its data or its files have "
+            "changed, and the same ids would mean other text; restore them, or start a new run"
         )
-    return loaded
+    if now["data"] != prepared["data"]:
+        say(screen(), "note: the training text has changed since this run began, or was copied")
+    return tokenizer
+
+
+def _prepared(source: Source, tokenizer: Tokenizer) -> dict[str, str]:
+    """What a run was made from, to be compared when it goes on."""
+    return {"data": source.fingerprint("train"), "tokenizer": tokenizer.fingerprint}
 
 
 def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
@@ -145,8 +146,9 @@ def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
 def _train(
     keys: TrainRequest, tokenizer: Tokenizer, folder: Path, overrides: Sequence[str]
 ) -> None:
+    source = keys.part("data")
     data = TextData(
-        keys.part("data"),
+        source,
         tokenizer,
         keys.part("packing"),
         keys.length,
@@ -157,7 +159,8 @@ def _train(
     data.setup("fit")
     trainer = _make_trainer(keys, tokenizer, folder)
     module = _make_module(keys, tokenizer, data, trainer)
-    save_config(folder, vars(keys), overrides)  # everything could be built: this is a run
+    made_from = _prepared(source, tokenizer)
+    save_config(folder, {**vars(keys), "prepared": made_from}, overrides)  # all could be built
     last = folder / "checkpoints" / "last.ckpt"
     say(screen(), _headline(keys, module.denoiser, data))
     begin = time.perf_counter()

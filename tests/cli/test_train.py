@@ -163,8 +163,13 @@ def test_other_data_under_the_same_path_cannot_resume(dlm, refused, tiny, tmp_pa
     keys = [*(key for key in tiny if not key.startswith("data.path")), f"data.path={text}"]
     folder = tmp_path / "run"
     assert dlm("train", *keys, f"run_dir={folder}", "trainer.max_steps=1").code == 0
-    text.write_text("abcdefgh abc\n\ncab cab\n\nbca bca\n")
-    assert "its data have changed" in refused("train", f"run_dir={folder}", "resume=true")
+    text.write_text("abd abd\n\ndab dab\n\nbda bda\n")  # as many characters, other ones
+    sentence = refused("train", f"run_dir={folder}", "resume=true")
+    assert "is not the one this run began with" in sentence
+    text.write_text("cab abc\n\nabc cab\n\nbca bca\n")  # the same characters, other text
+    result = dlm("train", f"run_dir={folder}", "resume=true", "trainer.max_steps=2")
+    assert result.code == 0
+    assert "the training text has changed" in result.out
 
 
 def test_folders_are_dated_and_numbered(tmp_path, monkeypatch):
