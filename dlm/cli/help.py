@@ -6,7 +6,7 @@ No torch and no Hydra here: `dlm --help` answers at once.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,8 @@ def page(command: str, arguments: Sequence[str]) -> str:
     if groups := [_group_line(g, options.get(g, []), default) for g, default in chosen.items()]:
         parts.append("groups (group=option, * is the default; group.key=value sets a key):\n")
         parts[-1] += "\n".join(groups) + "\n"
+        settings = [_settings_line(g, option, folders) for g, option in chosen.items() if option]
+        parts.append("keys of these defaults:\n" + "\n".join(filter(None, settings)) + "\n")
     keys = [f"  {k}={_value(v)}" for k, v in root.items() if _is_setting(v)]
     parts.append("keys and their defaults:\n" + "\n".join(keys) + "\n")
     parts.append("examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
@@ -121,6 +123,24 @@ def _group_line(group: str, options: Sequence[str], default: str | None) -> str:
     return textwrap.fill(
         names or "(none)", 96, initial_indent=f"  {group:<18}", subsequent_indent=" " * 20
     )
+
+
+def _settings_line(group: str, option: str, folders: Sequence[Path]) -> str:
+    """The keys of an option with their values, those left out that other keys decide."""
+    files = [folder / group / f"{option}.yaml" for folder in reversed(folders)]
+    tree = yaml.safe_load(next(file for file in files if file.is_file()).read_text("utf-8"))
+    keys = [f"{group}.{key}={value}" for key, value in _leaves(tree)]
+    return textwrap.fill(
+        "  ".join(keys), 96, initial_indent="  ", subsequent_indent="    ", break_long_words=False
+    )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif key not in ("_target_", "defaults") and _is_setting(value):
+            yield prefix + key, _value(value)
 
 
 def _is_setting(value: object) -> bool:

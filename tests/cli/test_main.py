@@ -121,3 +121,10 @@ def test_scripts_are_the_commands(command, monkeypatch, capsys):
         runpy.run_path(str(script), run_name="__main__")
     assert ended.value.code == 0
     assert f"usage: dlm {command}" in capsys.readouterr().out
+
+
+def test_help_lists_the_keys_of_the_default_choices(dlm):
+    page = dlm("generate", "--help").out
+    assert "sampler.temperature=1.0" in page
+    assert "sampler.kernel" not in page  # an object, not a setting
+    assert "backbone.width=64" in dlm("train", "--help").out
