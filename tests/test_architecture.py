@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dlm"
 ORDER = [
-    "errors", "ops", "networks", "random", "schedules", "processes", "parameterizations",
+    "errors", "files", "ops", "networks", "random", "schedules", "processes", "parameterizations",
     "denoiser", "times", "objectives", "samplers", "lab", "spec", "data", "evaluation",
     "checkpoint", "interop", "training", "cli",
 ]  # fmt: skip
@@ -24,7 +24,7 @@ ONLY = {
     "errors": set(),
     "ops": {"errors"},
     "networks": {"errors", "ops"},
-    "data": {"errors", "random"},
+    "data": {"errors", "files", "random"},
 }
 HOMES = {
     "hydra": ("cli",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -18,6 +18,7 @@ from rich.text import Text
 from dlm.cli.arguments import split_arguments
 from dlm.cli.compose import Config, compose
 from dlm.errors import UserError
+from dlm.files import replace_text
 from dlm.spec import construct
 
 Request = TypeVar("Request")
@@ -101,15 +102,9 @@ def write_text(path: str, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    target = Path(path).expanduser()
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        replace_text(Path(path).expanduser(), text)
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise UserError(f"cannot write {path!r}: {error.strerror}") from error
 
 

@@ -13,10 +13,11 @@ from typing import Any, final
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from dlm.data.cache import cache_dir, digest, write_text
+from dlm.data.cache import cache_dir, digest
 from dlm.data.sources import Source
 from dlm.data.tokenizers import Tokenizer
 from dlm.errors import UserError
+from dlm.files import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Bpe(TokenizerSource):
                 show_progress=False,
             )
             backend.train_from_iterator(_texts(source, self.train_mb), trainer)
-            write_text(path, backend.to_str())
+            replace_text(path, backend.to_str())
         return _trained(path, mask)
 
 
@@ -100,7 +101,7 @@ class Char(TokenizerSource):
             backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
             backend.decoder = decoders.Fuse()
             backend.add_special_tokens([EOS_TOKEN])
-            write_text(path, backend.to_str())
+            replace_text(path, backend.to_str())
         return _trained(path, mask)
 
 

@@ -5,11 +5,11 @@ sample is a function of these and of the prompt, not of how many others were dra
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dlm.files import replace_text
 from dlm.random import Key
 from dlm.samplers import Samples
 
@@ -65,15 +65,5 @@ def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> Non
     Raises:
         ValueError: for a NaN or an infinity in a record; an older file then stays as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    replace_text(Path(path), "".join(f"{line}\n" for line in lines))

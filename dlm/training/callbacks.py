@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dlm.errors import UserError
-from dlm.training.logs import replace_file
+from dlm.files import replace_file
 from dlm.training.module import DiffusionModule
 
 
@@ -126,8 +126,11 @@ class Checkpoints(Checkpoint):
         trainer.strategy.checkpoint_io = _AtomicIO()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed step is a saved step."""
+        """A resumed step is a saved step; what a killed process was writing goes away."""
         self._seen = self._saved = trainer.global_step
+        if trainer.is_global_zero:
+            for half_written in self._folder.glob(".*.ckpt.tmp-*"):
+                half_written.unlink()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -22,36 +22,9 @@ from typing import Any, final
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from dlm.files import replace_text
+
 TIME = "time/"  # prefix of wall-clock metrics
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that there is the old one or the new one whole, never anything between.
-
-    A temporary file beside the target, flushed to disk, then moved over it: a rename within one
-    folder is atomic, and the folder is flushed too, so that it survives a power cut.
-
-    Args:
-        path: the target; its folder is made.
-        write: writes the path it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @final
@@ -91,7 +64,7 @@ class StepFile:
     def rewrite(self, head: str, lines: list[str]) -> None:
         """Replace the whole file."""
         self.head = head
-        replace_file(self.path, lambda path: path.write_text(head + "".join(lines), "utf-8"))
+        replace_text(self.path, head + "".join(lines))
 
 
 @final

@@ -131,3 +131,11 @@ def test_screen_stays_clean(tmp_path, caplog, recwarn):
 def test_decay_out_of_range_is_refused(decay):
     with pytest.raises(UserError, match="callbacks.ema.decay"):
         EMA(decay)
+
+
+def test_half_written_checkpoints_of_a_killed_process_go_away(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".last.ckpt.tmp-abc").write_text("half")
+    fit(tmp_path, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]

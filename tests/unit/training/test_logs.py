@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dlm.training.logs import MetricsCSV, json_lines, json_record, replace_file
+from dlm.training.logs import MetricsCSV, json_lines, json_record
 
 
 def rows(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
@@ -61,17 +61,3 @@ def test_samples_resume_too_and_keep_their_line_ends(tmp_path):
         for step in range(1, 5)
         for index in range(2)
     ]
-
-
-def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "last.ckpt"
-    path.write_text("good")
-
-    def fail(target: Path) -> None:
-        target.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(path, fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
-    assert path.read_text() == "good"
