@@ -104,7 +104,8 @@ def likelihood_table(title: str, result: Likelihood) -> Table:
         "  of it reconstruction": number(result.reconstruction),
         "perplexity": f"{number(result.ppl, 2)}   "
         f"95 %: {number(result.ppl_low, 2)} to {number(result.ppl_high, 2)}",
-        "bits per byte": number(result.bits_per_byte),
+        "bits per byte": f"{number(result.bits_per_byte)}   "
+        f"95 %: {number(result.bits_per_byte_low)} to {number(result.bits_per_byte_high)}",
         "tokens": f"{result.tokens:,} in {result.sequences:,} sequences",
         "counted": result.counting,
         "draws, seed": f"{result.draws} a sequence, seed {result.seed}",

@@ -32,6 +32,8 @@ class Likelihood:
         ppl_low: lower end of the 95 % interval.
         ppl_high: upper end of it.
         bits_per_byte: all nats in bits over the bytes of the text; None when those are unknown.
+        bits_per_byte_low: lower end of the 95 % interval of the nats, in these units.
+        bits_per_byte_high: upper end of it.
         tokens: tokens counted.
         sequences: sequences they came in.
         draws: draws of t a sequence.
@@ -53,6 +55,8 @@ class Likelihood:
     ppl_low: float | None
     ppl_high: float | None
     bits_per_byte: float | None
+    bits_per_byte_low: float | None
+    bits_per_byte_high: float | None
     tokens: int
     sequences: int
     draws: int
@@ -133,16 +137,24 @@ class LikelihoodTotals:
         """
         mean, stderr = self.mean()
         half = None if stderr is None else INTERVAL * stderr
-        count, x, w = self._sums[:3].tolist()
+        count, _, w = self._sums[:3].tolist()
+        bits = w / math.log(2) / num_bytes if num_bytes else None  # of one nat per token
+
+        def per_byte(nats: float | None) -> float | None:
+            return None if nats is None or bits is None else nats * bits
+
+        low, high = (None, None) if half is None else (mean - half, mean + half)
         return Likelihood(
             nelbo=mean,
             nelbo_stderr=stderr,
             prior_kl=0.0,
             reconstruction=0.0,
             ppl=perplexity(mean),
-            ppl_low=None if half is None else perplexity(mean - half),
-            ppl_high=None if half is None else perplexity(mean + half),
-            bits_per_byte=x / math.log(2) / num_bytes if num_bytes else None,
+            ppl_low=None if low is None else perplexity(low),
+            ppl_high=None if high is None else perplexity(high),
+            bits_per_byte=per_byte(mean),
+            bits_per_byte_low=per_byte(low),
+            bits_per_byte_high=per_byte(high),
             tokens=round(w),
             sequences=round(count),
             draws=draws,

@@ -21,6 +21,10 @@ def test_bits_and_perplexity_of_known_nats():
     assert result.nelbo == pytest.approx(2 * math.log(2))
     assert result.ppl == pytest.approx(4)
     assert result.bits_per_byte == pytest.approx(0.5)
+    assert result.nelbo_stderr is not None
+    assert result.bits_per_byte_low is not None
+    low = 0.5 * (1 - 1.96 * result.nelbo_stderr / result.nelbo)
+    assert result.bits_per_byte_low == pytest.approx(low, rel=1e-4)
     assert (result.tokens, result.sequences) == (4, 2)
 
 
