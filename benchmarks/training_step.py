@@ -150,7 +150,7 @@ class Variant:
         start = round_ * BATCH
         rows = torch.arange(start, start + BATCH, device=self.device)
         tokens = torch.from_numpy(data[start : start + BATCH].astype(np.int64)).to(self.device)
-        t = LowDiscrepancy()(rows, seed=0, batch_size=BATCH)
+        t = LowDiscrepancy()(rows, seed=0, batch_size=BATCH).t
         return Noisy(tokens, self.process.corrupt(tokens, t[:, None], key=Key(0, rows)), t)
 
     def _fused(self, noisy: Noisy, meter: Meter) -> Tensor:

@@ -29,10 +29,9 @@ from dlm.errors import UserError
 from dlm.evaluation.likelihood import sequence_nelbo
 from dlm.evaluation.totals import Likelihood, LikelihoodTotals
 from dlm.objectives import Objective
-from dlm.random import Key
 from dlm.times import Times
 from dlm.training.optim import AdamW
-from dlm.training.steps import Window, seed_dropout
+from dlm.training.steps import Window, corrupt, seed_dropout
 from dlm.training.throughput import Speed
 
 TRAINING = tuple(f"train/{name}" for name in ("loss", "grad_norm", "lr", "tokens", "epoch"))
@@ -96,13 +95,10 @@ class DiffusionModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: its sum over valid tokens, in nats, over a constant."""
         seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
-        process = self.denoiser.process
-        t = self.times(batch.rows, seed=self.seed, batch_size=self.batch_size)
-        key = Key(self.seed, batch.rows).fold("train")
-        state = process.corrupt(batch.tokens, t[:, None], key=key)
-        state = process.pin(state, batch.tokens, ~batch.valid)
-        context = Context(documents=batch.documents)
-        result = self.objective(self.denoiser, batch.tokens, state, t, batch.valid, context)
+        t, weight = self.times(batch.rows, seed=self.seed, batch_size=self.batch_size)
+        state = corrupt(self.denoiser.process, batch, t, self.seed)
+        context, weights = Context(documents=batch.documents), batch.valid * weight[:, None]
+        result = self.objective(self.denoiser, batch.tokens, state, t, weights, context)
         self._window.add(batch, result.rows.sum())
         return result.loss / self._unit
 

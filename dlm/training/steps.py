@@ -1,4 +1,4 @@
-"""Two parts of a training step beside its mathematics: sums over its batches, seed of dropout."""
+"""Parts of a training step: its noisy tokens, sums over its batches, the seed of dropout."""
 
 from typing import final
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dlm.data import Batch
+from dlm.processes import Process, State
 from dlm.random import Key
 
 
@@ -37,6 +38,13 @@ class Window:
             "of the training data); the last checkpoint is from before it; try a smaller "
             "optimizer.lr, a longer lr.warmup_steps, or trainer.precision=32-true"
         )
+
+
+def corrupt(process: Process, batch: Batch, t: Tensor, seed: int) -> State:
+    """The noisy tokens (B, L) at times (B,), functions of (seed, row, t); padding stays clean."""
+    key = Key(seed, batch.rows).fold("train")
+    state = process.corrupt(batch.tokens, t[:, None], key=key)
+    return process.pin(state, batch.tokens, ~batch.valid)
 
 
 def seed_dropout(seed: int, batch: int, rank: int) -> None:

@@ -65,11 +65,12 @@ def test_padding_costs_nothing_and_influences_nothing(process, parameterization)
 @every("times")
 def test_times_are_functions_of_the_counter_in_range(times):
     made, rows = built("times", times), torch.arange(4096)
-    t = made(rows, seed=0, batch_size=32)
-    assert t.dtype == torch.float64
+    t, weight = made(rows, seed=0, batch_size=32)
+    assert t.dtype == weight.dtype == torch.float64
     assert T_MIN <= t.min() <= t.max() <= 1
-    assert torch.equal(t[100:103], made(rows[100:103], seed=0, batch_size=32))
-    assert abs(t.mean() - 0.5) < 0.02
+    assert torch.equal(t[100:103], made(rows[100:103], seed=0, batch_size=32).t)
+    assert abs(weight.mean() - 1) < 0.02
+    assert abs((weight * t).mean() - 0.5) < 0.02
 
 
 @every("backbone")

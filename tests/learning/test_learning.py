@@ -53,7 +53,7 @@ def train(process, parameterization, objective):
 
 def batch_loss(denoiser, objective, rows):
     x0 = data(rows)
-    t = LowDiscrepancy()(rows, seed=0, batch_size=len(rows))
+    t = LowDiscrepancy()(rows, seed=0, batch_size=len(rows)).t
     state = denoiser.process.corrupt(x0, t[:, None], key=Key(0, rows).fold("train"))
     return objective(denoiser, x0, state, t, torch.ones_like(x0))
 

@@ -49,7 +49,7 @@ def test_gradient_is_that_of_the_loss_per_token(tmp_path):
     fit(tmp_path, 2, 2, steps=1)
     model = module(4)
     batch = rows(range(4))
-    t = model.times(batch.rows, seed=3, batch_size=4)
+    t, _ = model.times(batch.rows, seed=3, batch_size=4)
     process = model.denoiser.process
     state = process.corrupt(batch.tokens, t[:, None], key=Key(3, batch.rows).fold("train"))
     state = process.pin(state, batch.tokens, ~batch.valid)
