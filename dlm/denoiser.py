@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dlm.errors import UserError
 from dlm.parameterizations import Parameterization
 from dlm.processes import Prediction, Process, State
+from dlm.random import Key
 from dlm.schedules import Schedule
 
 # |logit alpha| shown to the network: log(1e5), the levels that training times reach
@@ -25,12 +26,22 @@ LEVEL_LIMIT = 11.5
 
 
 class Context(NamedTuple):
-    """What a network may know besides the noisy tokens.
+    """What a predictor may know besides the noisy tokens.
 
     documents: int64 (B, L); attention stays among equal ids. Padding has the id -1.
+    condition: int64 (B,), the class of each sequence; -1 is none.
+    frozen: bool (B, L), the positions of a prompt; samplers fill it in.
+    key: rows (B,), for predictors that draw; samplers fill it in together with `frozen`.
     """
 
     documents: Tensor | None = None
+    condition: Tensor | None = None
+    frozen: Tensor | None = None
+    key: Key | None = None
+
+    def at(self, rows: Tensor) -> Context:
+        """The context of some of the sequences, by a mask or by indices."""
+        return Context(*(None if value is None else value[rows] for value in self))
 
 
 class Backbone(Protocol):
@@ -43,7 +54,10 @@ class Backbone(Protocol):
     def __call__(
         self, tokens: Tensor, *, level: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, L, D) of tokens (B, L) at levels (B,), ready for the head."""
+        """Hidden states (B, L, D) of tokens (B, L) at levels (B,), ready for the head.
+
+        A backbone that knows classes takes `condition` besides, int64 (B,) with -1 for none.
+        """
         ...
 
     def flops_per_token(self, length: int, training: bool = True) -> float:
@@ -56,6 +70,10 @@ class Predictor(Protocol):
 
     process: Process
     time_conditioning: bool
+
+    def passes(self, length: int) -> int:
+        """Network passes over a sequence of this length that one call of `hidden` stands for."""
+        ...
 
     def hidden(self, state: State, t: Tensor, context: Context | None = None) -> Tensor:
         """What the network computes for tokens (B, L) at times (B,): any (B, L, D)."""
@@ -104,14 +122,18 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.time_conditioning = wanted
 
+    def passes(self, length: int) -> int:
+        """One."""
+        return 1
+
     def hidden(self, state: State, t: Tensor, context: Context | None = None) -> Tensor:
         """Hidden states (B, L, D) of tokens (B, L) at times t, (B,) or one for all."""
         level = None
         if self.time_conditioning:
-            level = self.process.schedule.logit_alpha(t).clamp(-LEVEL_LIMIT, LEVEL_LIMIT)
-            level = level.to(torch.float32).expand(state.tokens.shape[0])
-        documents = None if context is None else context.documents
-        return self.backbone(state.tokens, level=level, documents=documents)
+            level = shown_level(self.process, t).to(torch.float32).expand(state.tokens.shape[0])
+        context = context or Context()
+        known = {} if context.condition is None else {"condition": context.condition}
+        return self.backbone(state.tokens, level=level, documents=context.documents, **known)
 
     def predict(self, hidden: Tensor, state: State, t: Tensor) -> Prediction:
         """Head and parameterization at rows of `hidden` (..., D)."""
@@ -131,7 +153,7 @@ class Denoiser(nn.Module):
             state: noisy tokens, (B, L).
             t: times, float64 (B,).
             where: bool (B, L): only these positions need the head.
-            context: documents, if rows hold several.
+            context: documents, condition, as far as there are some.
 
         Returns:
             A prediction over (B, L), or over the (N,) positions of `where` in row-major order.
@@ -146,3 +168,8 @@ class Denoiser(nn.Module):
         """The same network on another schedule: it sees only logit alpha, never t."""
         process = self.process.on(schedule)
         return Denoiser(self.backbone, process, self.parameterization, self.time_conditioning)
+
+
+def shown_level(process: Process, t: Tensor) -> Tensor:
+    """logit alpha at times t as networks see it: within what training reaches, float64."""
+    return process.schedule.logit_alpha(t).clamp(-LEVEL_LIMIT, LEVEL_LIMIT)

@@ -51,6 +51,10 @@ class Oracle:
         self.sequences = torch.cartesian_prod(*[torch.arange(symbols)] * law.ndim)
         self.sequences = self.sequences.reshape(-1, law.ndim)
 
+    def passes(self, length: int) -> int:
+        """One."""
+        return 1
+
     def hidden(self, state: State, t: Tensor, context: Context | None = None) -> Tensor:
         """Log leave-one-out posterior, float64 (B, L, K); the times are one for all or (B,)."""
         tokens, length = state.tokens, self.sequences.shape[1]

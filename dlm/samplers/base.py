@@ -34,7 +34,8 @@ class Samples(NamedTuple):
     """What a sampler made.
 
     tokens: int64 (B, L).
-    calls: int64 (B,), network evaluations that each sequence took part in.
+    calls: int64 (B,), network evaluations that each sequence took part in; a predictor that runs
+        several networks, or one of them several times, counts each (`Predictor.passes`).
     """
 
     tokens: Tensor
@@ -50,7 +51,7 @@ class Sampler(ABC):
     @property
     @abstractmethod
     def calls(self) -> int:
-        """Network evaluations a sequence takes at most."""
+        """Runs of the predictor a sequence takes at most."""
 
     @abstractmethod
     def __call__(
@@ -70,7 +71,7 @@ class Sampler(ABC):
             shape: (B, L).
             key: its rows, (B,), number the sequences; they decide every draw.
             prompt: tokens that are given.
-            context: documents, if rows hold several.
+            context: documents, condition, as far as there are some.
             on_step: called after every step with its number and the state.
         """
 
@@ -88,3 +89,9 @@ def check_prompt(prompt: Prompt, shape: tuple[int, int], num_states: int) -> Non
         raise UserError(
             f"the prompt holds a token outside [0, {num_states}): was it made by another tokenizer?"
         )
+
+
+def with_prompt(context: Context | None, prompt: Prompt, key: Key) -> Context:
+    """The context that tells the predictor which positions are given, and lets it draw for them."""
+    told = context or Context()
+    return told._replace(frozen=prompt.frozen, key=key.fold("predictor"))

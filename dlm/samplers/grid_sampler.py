@@ -19,7 +19,14 @@ from dlm.denoiser import Context, Predictor
 from dlm.errors import UserError
 from dlm.processes import Prediction, State
 from dlm.random import Key, sample_categorical
-from dlm.samplers.base import OnStep, Prompt, Sampler, Samples, check_prompt
+from dlm.samplers.base import (
+    OnStep,
+    Prompt,
+    Sampler,
+    Samples,
+    check_prompt,
+    with_prompt,
+)
 from dlm.samplers.filters import compose
 from dlm.samplers.grids import Grid
 from dlm.samplers.kernels import Kernel
@@ -60,7 +67,7 @@ class GridSampler(Sampler):
 
     @property
     def calls(self) -> int:
-        """One per step."""
+        """One run of the predictor per step."""
         return self.steps
 
     @torch.no_grad()
@@ -81,6 +88,7 @@ class GridSampler(Sampler):
         if prompt is not None:
             check_prompt(prompt, shape, process.num_states)
             state, free = process.pin(state, prompt.tokens, prompt.frozen), ~prompt.frozen
+            context = with_prompt(context, prompt, key)
         network = _CountedNetwork(predictor, shape[0], context, state.tokens.device)
         levels = self.grid.levels(self.steps).to(state.tokens.device)
         times = process.schedule.inverse(levels)
@@ -121,14 +129,12 @@ class _CountedNetwork:
         """The prediction at the chosen positions (B, L), in row-major order."""
         run = chosen.any(-1) & ~self.known
         if run.any():
-            context = self.context
-            if context is not None and context.documents is not None:
-                context = Context(context.documents[run])
+            context = None if self.context is None else self.context.at(run)
             hidden = self.predictor.hidden(State(state.tokens[run]), t[None], context)
             if self.memory is None:
                 self.memory = hidden.new_zeros(*state.tokens.shape, hidden.shape[-1])
             self.memory[run] = hidden
-            self.calls += run
+            self.calls += run * self.predictor.passes(state.tokens.shape[1])
             self.known |= run
         assert self.memory is not None
         tokens = State(state.tokens[chosen])
