@@ -41,7 +41,10 @@ class Context(NamedTuple):
 
     def at(self, rows: Tensor) -> Context:
         """The context of some of the sequences, by a mask or by indices."""
-        return Context(*(None if value is None else value[rows] for value in self))
+        picked = {
+            name: value[rows] for name, value in self._asdict().items() if value is not None
+        }
+        return Context(**picked)
 
 
 class Backbone(Protocol):

@@ -4,9 +4,11 @@
     x = x + gate * attention(adaLN(x));  x = x + gate * mlp(adaLN(x))       depth times
     hidden = adaLN(x);  logits = head(hidden)                        logits [B, L, K]
 
-With time conditioning, adaLN(x) = norm(x) * (1 + scale) + shift, and the shifts, scales and gates
-of all blocks come from one matmul of the embedded noise level (logit alpha, [B]); they start at 0.
-Without it, adaLN is the norm, gates are one, and none of these parameters exist.
+With a condition, adaLN(x) = norm(x) * (1 + scale) + shift, and the shifts, scales and gates of all
+blocks come from one matmul of it; they start at 0. The condition is the embedded noise level (logit
+alpha, [B]) where there is time conditioning, plus the embedding of the class where there are
+classes; "no class" is one of them. Without both, adaLN is the norm, gates are one, and none of
+these parameters exist.
 
 The network returns hidden states. The head is called by the loss, in chunks, and by the sampler, at
 the positions it needs. Where tied, head.weight is the one parameter and the embedding looks it up.
@@ -33,7 +35,7 @@ CONDITION_WIDTH = 128  # SEDD, MDLM
 
 @final
 class DiT(nn.Module):
-    """Transformer backbone with rotary positions; time-conditioned by adaLN-zero, or not at all.
+    """Transformer backbone with rotary positions; conditioned by adaLN-zero, or not at all.
 
     Args:
         num_states: K, rows of the embedding and of the head.
@@ -42,6 +44,7 @@ class DiT(nn.Module):
         depth: number of blocks.
         heads: H.
         time_conditioning: whether `forward` takes a noise level.
+        num_classes: classes that `forward` takes; 0 for none.
         mlp: SwiGLU, or GELU with as many parameters.
         mlp_ratio: hidden width of a GELU MLP in units of D; SwiGLU has two thirds of it.
         norm: RMS norm or layer norm, both without weights.
@@ -63,6 +66,7 @@ class DiT(nn.Module):
         heads: int,
         *,
         time_conditioning: bool,
+        num_classes: int = 0,
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         mlp_ratio: float = 4.0,
         norm: Literal["rms", "layer"] = "rms",
@@ -80,6 +84,7 @@ class DiT(nn.Module):
             f"width must be a multiple of 2 * heads = {2 * heads}, got {width}",
         )
         _require(mlp in MLPS, f"mlp must be one of {', '.join(MLPS)}, got {mlp!r}")
+        _require(num_classes >= 0, f"num_classes must be at least 0, got {num_classes}")
         _require(mlp_ratio > 0, f"mlp_ratio must be positive, got {mlp_ratio}")
         _require(norm in NORMS, f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         _require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
@@ -88,7 +93,7 @@ class DiT(nn.Module):
             f"attention must be one of {', '.join(BACKENDS)}, got {attention!r}",
         )
         self.length, self.width, self.depth, self.heads = length, width, depth, heads
-        self.time_conditioning = time_conditioning
+        self.time_conditioning, self.num_classes = time_conditioning, num_classes
         self.backend: Backend = attention
         self.norm = NORMS[norm]
         self.head = nn.Linear(width, num_states, bias=False)
@@ -98,13 +103,21 @@ class DiT(nn.Module):
         )
         if time_conditioning:
             self.level = LevelEmbedding(CONDITION_WIDTH)
+        if num_classes:
+            self.classes = nn.Embedding(num_classes + 1, CONDITION_WIDTH)  # the last one: no class
+        if time_conditioning or num_classes:
             self.modulation = nn.Linear(CONDITION_WIDTH, (6 * depth + 2) * width)
         self._checkpointing = False
         self._dropout = dropout
         self._initialise()
 
     def forward(
-        self, tokens: Tensor, *, level: Tensor | None = None, documents: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        level: Tensor | None = None,
+        documents: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of noisy tokens.
 
@@ -112,14 +125,33 @@ class DiT(nn.Module):
             tokens: int64 [B, L] in [0, K), L <= length; not checked.
             level: float [B], logit of alpha, finite. Given if and only if time-conditioned.
             documents: int64 [B, L]; attention only inside equal ids of a row. None: one document.
+            condition: int64 [B], classes below num_classes, -1 for none. None: all -1.
 
         Returns:
             [B, L, D], normalised; `head` makes logits of it.
 
         Raises:
-            UserError: the sequence is too long, or level is missing or not wanted.
+            UserError: the sequence is too long, level is missing or not wanted, or a condition was
+                given to a network without classes.
         """
-        length = tokens.shape[1]
+        x = F.embedding(tokens, self.table)
+        return self.encode(x, level=level, documents=documents, condition=condition)
+
+    @property
+    def table(self) -> Tensor:
+        """The embeddings of the states, [K, D]."""
+        return (self.embedding or self.head).weight
+
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        level: Tensor | None = None,
+        documents: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Like `forward`, from embedded tokens [B, L, D]."""
+        length = x.shape[1]
         if length > self.length:
             raise UserError(
                 f"a sequence has {length} tokens, the network was built for at most {self.length}; "
@@ -130,9 +162,13 @@ class DiT(nn.Module):
                 f"time_conditioning is {self.time_conditioning}, but a noise level was "
                 f"{'missing' if level is None else 'given'}; pass level exactly when it is on"
             )
-        x = F.embedding(tokens, (self.embedding or self.head).weight)
+        if condition is not None and not self.num_classes:
+            raise UserError(
+                "a condition was given to a network without classes; train with labelled data "
+                "(data.label=FIELD), or leave the condition out"
+            )
         shared = self._shared(x, documents)
-        modulations = self._modulations(level)
+        modulations = self._modulations(self._condition(level, condition, len(x)))
         for block, modulation in zip(self.blocks, modulations[:-1], strict=True):
             x = self._run(block, x, *shared, modulation)
         x = self.norm(x)
@@ -147,11 +183,23 @@ class DiT(nn.Module):
         attend = plan(documents, self.backend, device=x.device, dtype=dtype, head_dim=head_dim)
         return rotary_tables(x.shape[1], head_dim, x.device), attend
 
-    def _modulations(self, level: Tensor | None) -> list[tuple[Tensor, ...] | None]:
-        """Six [B, 1, D] a block, then (shift, scale) of the final norm; None without level."""
-        if level is None:
+    def _condition(
+        self, level: Tensor | None, condition: Tensor | None, batch: int
+    ) -> Tensor | None:
+        """What adaLN sees, [B, C]; None without level and classes."""
+        known = None if level is None else self.level(level)
+        if not self.num_classes:
+            return known
+        if condition is None:
+            condition = torch.full((batch,), -1, device=self.classes.weight.device)
+        embedded = self.classes(torch.where(condition < 0, self.num_classes, condition))
+        return embedded if known is None else known + embedded
+
+    def _modulations(self, condition: Tensor | None) -> list[tuple[Tensor, ...] | None]:
+        """Six [B, 1, D] a block, then (shift, scale) of the final norm; None without condition."""
+        if condition is None:
             return [None] * (self.depth + 1)
-        flat = self.modulation(self.level(level))
+        flat = self.modulation(condition)
         parts = flat.unflatten(-1, (-1, 1, self.width)).unbind(1)
         return [parts[i : i + 6] for i in range(0, 6 * self.depth + 1, 6)]
 
@@ -185,14 +233,9 @@ class DiT(nn.Module):
             training: count forward and backward (three times the forward), else the forward.
         """
         per_token = sum(p.numel() for p in self.blocks.parameters()) + self.head.weight.numel()
-        per_sequence = 0
-        if self.time_conditioning:
-            per_sequence = sum(
-                p.numel()
-                for m in (self.level, self.modulation)
-                for p in m.parameters()
-                if p.ndim > 1
-            )
+        conditioners = [self.level] if self.time_conditioning else []
+        conditioners += [self.modulation] if self.time_conditioning or self.num_classes else []
+        per_sequence = sum(p.numel() for m in conditioners for p in m.parameters() if p.ndim > 1)
         scores_and_values = 2 * self.depth * length * self.width
         forward = 2 * (per_token + scores_and_values + per_sequence / length)
         return float(3 * forward if training else forward)
@@ -210,7 +253,7 @@ class DiT(nn.Module):
         else:
             nn.init.zeros_(self.head.weight)
             nn.init.normal_(self.embedding.weight, std=INIT_STD)
-        if self.time_conditioning:
+        if self.time_conditioning or self.num_classes:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 

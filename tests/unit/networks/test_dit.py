@@ -35,6 +35,8 @@ def inputs(network: DiT, rows: int = 3, length: int = L) -> dict[str, Tensor]:
     given = {"tokens": torch.randint(K, (rows, length))}
     if network.time_conditioning:
         given["level"] = torch.linspace(-3, 3, rows)
+    if network.num_classes:
+        given["condition"] = torch.arange(rows) - 1
     return given
 
 
@@ -184,10 +186,42 @@ def test_blocks_start_as_the_identity_when_conditioned():
     torch.testing.assert_close(network(**given), F.layer_norm(embedded, (D,), eps=NORM_EPS))
 
 
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("time_conditioning", [False, True])
-def test_every_parameter_gets_a_gradient(time_conditioning, tied):
-    network = build(time_conditioning=time_conditioning, tied=tied)
+class TestClasses:
+    def test_a_row_sees_its_own_class_alone(self, time_conditioning):
+        network = build(time_conditioning=time_conditioning, num_classes=2)
+        given = inputs(network)
+        given["tokens"] = given["tokens"][:1].expand(3, -1)
+        if time_conditioning:
+            given["level"] = torch.ones(3)
+        together = network(**given)
+        for i in range(3):
+            alone = network(**{name: value[i : i + 1] for name, value in given.items()})
+            torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
+        gaps = [(together[i] - together[j]).abs().max() for i, j in ((0, 1), (1, 2), (0, 2))]
+        assert min(gaps) > 1e-2
+
+    def test_no_condition_is_the_class_of_none(self, time_conditioning):
+        network = build(time_conditioning=time_conditioning, num_classes=2)
+        given = inputs(network)
+        none = given | {"condition": torch.full((3,), -1)}
+        last = given | {"condition": torch.full((3,), 2)}
+        missing = {name: value for name, value in given.items() if name != "condition"}
+        assert torch.equal(network(**none), network(**missing))
+        assert torch.equal(network(**none), network(**last))
+
+    def test_without_classes_it_is_the_network_it_was(self, time_conditioning):
+        plain = build(time_conditioning=time_conditioning)
+        assert "classes" not in dict(plain.named_children())
+        with pytest.raises(UserError, match="a network without classes; train with labelled"):
+            plain(**inputs(plain), condition=torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("num_classes", [0, 2])
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_every_parameter_gets_a_gradient(time_conditioning, num_classes, tied):
+    network = build(time_conditioning=time_conditioning, num_classes=num_classes, tied=tied)
     network.head(network(**inputs(network))).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -283,8 +317,9 @@ def test_published_model_in_numbers():
     assert timed.flops_per_token(1) > 1.05 * small.flops_per_token(1)
 
 
-def test_flops_are_those_that_torch_counts():
-    network = build(time_conditioning=True)
+@pytest.mark.parametrize(("time_conditioning", "num_classes"), [(True, 0), (False, 2), (True, 2)])
+def test_flops_are_those_that_torch_counts(time_conditioning, num_classes):
+    network = build(time_conditioning=time_conditioning, num_classes=num_classes)
     # In bf16 on CPU attention is two matmuls; the counter knows no fp32 kernel of it.
     autocast = torch.autocast("cpu", torch.bfloat16)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), autocast:
@@ -298,6 +333,7 @@ def test_flops_are_those_that_torch_counts():
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"heads": 0}, "heads must be at least 1, got 0"),
         ({"width": 34}, r"width must be a multiple of 2 \* heads = 4, got 34"),
+        ({"num_classes": -1}, "num_classes must be at least 0, got -1"),
         ({"mlp": "relu"}, "mlp must be one of gelu, swiglu, got 'relu'"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be positive, got 0.0"),
         ({"norm": "batch"}, "norm must be one of rms, layer, got 'batch'"),
