@@ -165,7 +165,7 @@ class Denoiser(nn.Module):
         times = t.reshape(-1, 1).expand(state.tokens.shape)
         if where is None:
             return self.predict(hidden, state, times)
-        return self.predict(hidden[where], State(state.tokens[where]), times[where])
+        return self.predict(hidden[where], state.at(where), times[where])
 
     def on(self, schedule: Schedule) -> Denoiser:
         """The same network on another schedule: it sees only logit alpha, never t."""

@@ -186,7 +186,7 @@ def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tenso
     where = (batch.valid & process.active(state)).nonzero()
     for part in where.split(max(1, STEP_ENTRIES // process.num_states)):
         row, column = part.unbind(-1)
-        here = State(state.tokens[row, column])
+        here = state.at((row, column))
         loo = denoiser.predict(hidden[row, column], here, t[row]).log_loo
         # float64: a small KL is a sum of large terms that cancel, and it is counted `steps` times
         exact = Prediction(process, here, t[row], log_loo=loo.double())

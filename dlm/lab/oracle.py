@@ -59,9 +59,16 @@ class Oracle:
         """Log leave-one-out posterior, float64 (B, L, K); the times are one for all or (B,)."""
         tokens, length = state.tokens, self.sequences.shape[1]
         levels = t.reshape(-1).expand(tokens.shape[0])
-        log_q = torch.stack([channel(self.process, level) for level in levels]).log()  # B, K, K
+        noises = [None] * len(tokens) if state.noise is None else list(state.noise)
+        kernels = torch.stack(
+            [
+                channel(self.process, level, noise).expand(length, -1, -1)
+                for level, noise in zip(levels, noises, strict=True)
+            ]
+        ).log()  # B, L, K, K
         batch = torch.arange(tokens.shape[0])[:, None, None]
-        evidence = log_q[batch, self.sequences[None], tokens[:, None, :]]  # B, V^L, L
+        position = torch.arange(length)
+        evidence = kernels[batch, position, self.sequences[None], tokens[:, None, :]]  # B, V^L, L
         result = torch.full((*tokens.shape, self.process.num_states), -torch.inf).double()
         for i in range(length):
             others = evidence[:, :, :i].sum(-1) + evidence[:, :, i + 1 :].sum(-1) + self.log_law

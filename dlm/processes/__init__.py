@@ -2,6 +2,20 @@
 
 from dlm.processes.absorbing import Absorbing
 from dlm.processes.base import Filter, Prediction, Process, State
+from dlm.processes.hybrid import Hybrid
+from dlm.processes.lifted_uniform import LiftedUniform
+from dlm.processes.prior import Prior, pack_weights
 from dlm.processes.uniform import Uniform
 
-__all__ = ["Absorbing", "Filter", "Prediction", "Process", "State", "Uniform"]
+__all__ = [
+    "Absorbing",
+    "Filter",
+    "Hybrid",
+    "LiftedUniform",
+    "Prediction",
+    "Prior",
+    "Process",
+    "State",
+    "Uniform",
+    "pack_weights",
+]

@@ -50,7 +50,7 @@ class Absorbing(Process):
                 f"and num_states {self.num_states}"
             )
 
-    def noise_law(self, t: Tensor) -> Tensor:
+    def noise_law(self, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """The point mass at MASK."""
         mask = torch.tensor(self.mask_id, device=t.device)
         return torch.nn.functional.one_hot(mask, self.num_states).double()
@@ -81,14 +81,19 @@ class Absorbing(Process):
         return Prediction(self, state, t, log_loo=log_probs)
 
     def from_score(self, logits: Tensor, state: State, t: Tensor) -> Prediction:
-        """log m(y) / m(MASK) = log_softmax(logits) + log(alpha / (1 - alpha)); zero at MASK itself.
+        """log m(y) / m(MASK) = logits - log(K - 1) + log(alpha / (1 - alpha)); zero at MASK itself.
 
-        The ratios of the clean tokens are known to sum to alpha / (1 - alpha), so they are made to.
+        The true ratios of the clean tokens sum to alpha / (1 - alpha); these start near it and need
+        not: the bound holds for any, and pays for the difference.
         """
         log_alpha, log_noise = self._levels(t, logits.dtype)
         mask = torch.tensor(self.mask_id, device=logits.device)
-        ratios = logits.index_fill(-1, mask, -torch.inf).log_softmax(-1) + (log_alpha - log_noise)
+        ratios = logits - math.log(self.num_states - 1) + (log_alpha - log_noise)
         return Prediction(self, state, t, log_ratios=ratios.index_fill(-1, mask, 0.0))
+
+    def evidence(self, state: State, t: Tensor) -> Tensor:
+        """0 where masked (MASK is no clean token), infinite elsewhere."""
+        return torch.where(self.active(state), 0.0, torch.inf).double()
 
     def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
         """loo where masked, the point mass at the token elsewhere (carry-over)."""
@@ -98,12 +103,18 @@ class Absorbing(Process):
         """The denoiser itself; at an unmasked position that is the point mass at the token."""
         return log_denoiser
 
+    def log_denoiser_at(self, prediction: Prediction, index: Tensor) -> Tensor:
+        """One entry of the denoiser."""
+        known = torch.where(index == prediction.state.tokens, 0.0, -torch.inf).double()
+        masked = self.active(prediction.state)
+        return torch.where(masked, pick(prediction.log_loo, index).double(), known)
+
     def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
-        """The ratios over the clean tokens, normalised."""
+        """The ratios of the clean tokens, normalised."""
         mask = torch.tensor(self.mask_id, device=log_ratios.device)
         return log_ratios.index_fill(-1, mask, -torch.inf).log_softmax(-1)
 
-    def log_marginal(self, log_loo: Tensor, t: Tensor) -> Tensor:
+    def log_marginal(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
         """alpha loo on the clean tokens, 1 - alpha on MASK."""
         log_alpha, log_noise = self._levels(t, log_loo.dtype)
         return self._with_mask(log_loo + log_alpha, log_noise)
@@ -117,26 +128,39 @@ class Absorbing(Process):
         stays = log_point(prediction.state.tokens, log_loo)
         return torch.where(self.active(prediction.state)[..., None], opened, stays)
 
-    def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
+    def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:
         """1 - (1 - alpha_s) / (1 - alpha_t): the exact probability that a mask opens."""
-        return -torch.expm1(self._log_stay(t, s))
+        return self.coupling_chance(t, s).expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """The leave-one-out posterior of an opened mask; an unmasked token does not move."""
         return self.to_denoiser(prediction.log_loo, prediction.state, prediction.t)
 
     def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
-        """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked."""
-        t = prediction.t
+        """(-alpha' / (1 - alpha)) (-log loo(x0)) where masked.
+
+        Of a score, p = ratios (1 - alpha) / alpha stands for loo: sum p - 1 - log p(x0).
+        """
+        state, t = prediction.state, prediction.t
+        if prediction.made_of == "ratios":
+            log_alpha, log_noise = self._levels(t, prediction.log_ratios.dtype)
+            mask = torch.tensor(self.mask_id, device=x0.device)
+            log_p = prediction.log_ratios - (log_alpha - log_noise)
+            log_p = log_p.index_fill(-1, mask, -torch.inf)
+            loss = log_p.exp().sum(-1) - 1 - pick(log_p, x0)
+        else:
+            loss = -pick(prediction.log_loo, x0)
+        return torch.where(self.active(state), loss * self._reveal_rate(t).to(loss.dtype), 0.0)
+
+    def elbo_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """-alpha' / (alpha (1 - alpha)) where masked, 0 elsewhere."""
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
-        rate = -self.schedule.dalpha(t) * (-log_noise).exp()
-        loss = -pick(prediction.log_loo, x0)
-        return torch.where(self.active(prediction.state), loss * rate.to(loss.dtype), 0.0)
+        return torch.where(self.active(state), self._jump_rate(t) * (-log_noise).exp(), 0.0)
 
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
         """(alpha_s - alpha_t) / (1 - alpha_t) (-log loo(x0)) where masked."""
         loss = -pick(prediction.log_loo, x0)
-        opens = self.move_bound(prediction.t, s).to(loss.dtype)
+        opens = self.coupling_chance(prediction.t, s).to(loss.dtype)
         return torch.where(self.active(prediction.state), loss * opens, 0.0)
 
     def _log_stay(self, t: Tensor, s: Tensor) -> Tensor:

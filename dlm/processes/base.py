@@ -33,6 +33,8 @@ from dlm.random import Key
 from dlm.schedules import Schedule
 
 Filter = Callable[[Tensor], Tensor]
+Index = Tensor | slice | tuple[Tensor, ...]
+Currency = Literal["loo", "denoiser", "ratios"]
 
 # 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0
 # and t = 1.
@@ -40,9 +42,18 @@ LOG_FLOOR = -69.0
 
 
 class State(NamedTuple):
-    """What the noise process holds: the noisy tokens, int64 (..., L)."""
+    """What the noise process holds.
+
+    tokens: noisy tokens, int64 (..., L).
+    noise: of the lifted process, the token that stands for "noise" at each position; else None.
+    """
 
     tokens: Tensor
+    noise: Tensor | None = None
+
+    def at(self, where: Index) -> State:
+        """The positions that an index or a mask selects."""
+        return State(self.tokens[where], None if self.noise is None else self.noise[where])
 
 
 @final
@@ -73,7 +84,9 @@ class Prediction:
         if sum(given is not None for given in (log_loo, log_denoiser, log_ratios)) != 1:
             raise ValueError("a Prediction is made from exactly one of its three currencies")
         self.process, self.state, self.t = process, state, t
-        self.made_of_ratios = log_ratios is not None
+        self.made_of: Currency = (
+            "loo" if log_loo is not None else "ratios" if log_ratios is not None else "denoiser"
+        )
         self._loo, self._denoiser, self._ratios = log_loo, log_denoiser, log_ratios
 
     @property
@@ -98,7 +111,7 @@ class Prediction:
     def log_ratios(self) -> Tensor:
         """Log concrete score: m_t(y) / m_t(z), (..., K)."""
         if self._ratios is None:
-            log_marginal = self.process.log_marginal(self.log_loo, self.t)
+            log_marginal = self.process.log_marginal(self.log_loo, self.state, self.t)
             self._ratios = log_marginal - pick(log_marginal, self.state.tokens)[..., None]
         return self._ratios
 
@@ -113,6 +126,8 @@ class Process(ABC):
     """One noise process: numbers only, no device. Concrete ones are frozen dataclasses."""
 
     time_conditioned: ClassVar[bool]  # whether the network has to see the noise level
+    noise_conditioned: ClassVar[bool] = False  # whether it has to see State.noise
+    coupled: ClassVar[bool] = True  # whether maximal coupling keeps the marginals: pi is constant
     num_states: int
     schedule: Schedule
     mask_id: int | None
@@ -120,10 +135,11 @@ class Process(ABC):
     # -- forward -------------------------------------------------------------------------------
 
     @abstractmethod
-    def noise_law(self, t: Tensor) -> Tensor:
-        """pi_t, float64 (K,), at a scalar time: with the schedule it defines the process.
+    def noise_law(self, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """pi_t at a scalar time, float64 (K,): with the schedule it defines the process.
 
-        Every other formula follows from it; the conformance suite derives them independently.
+        Where the noise of a position is known (State.noise, (...)), it is (..., K). Every other
+        formula follows from it; the conformance suite derives them independently.
         """
 
     @abstractmethod
@@ -140,7 +156,7 @@ class Process(ABC):
 
     def pin(self, state: State, x0: Tensor, where: Tensor) -> State:
         """The state with known clean tokens (prompts, padding) written at `where`."""
-        return State(torch.where(where, x0, state.tokens))
+        return state._replace(tokens=torch.where(where, x0, state.tokens))
 
     @abstractmethod
     def active(self, state: State) -> Tensor:
@@ -161,19 +177,37 @@ class Process(ABC):
         """Read a raw network output (..., K) as log-ratios of the noisy marginal."""
 
     @abstractmethod
-    def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
-        """Denoiser from the leave-one-out posterior, normalised, (..., K)."""
+    def evidence(self, state: State, t: Tensor) -> Tensor:
+        """log(q_t(z | z) / q_t(z | v)), v != z: what seeing z adds to its log-odds, float64 (...).
 
-    @abstractmethod
+        Infinite, and then never asked for, where z cannot be noise.
+        """
+
+    def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
+        """Denoiser from the leave-one-out posterior, normalised, (..., K): Bayes' rule."""
+        evidence = self.evidence(state, t)[..., None]
+        return add_at(log_loo, state.tokens, evidence).log_softmax(-1)
+
     def to_loo(self, log_denoiser: Tensor, state: State, t: Tensor) -> Tensor:
         """Leave-one-out posterior from the denoiser, normalised, (..., K)."""
+        evidence = self.evidence(state, t)[..., None]
+        return add_at(log_denoiser, state.tokens, -evidence).log_softmax(-1)
+
+    def log_denoiser_at(self, prediction: Prediction, index: Tensor) -> Tensor:
+        """log denoiser(index), float64 (...): two entries of the posterior, no second softmax."""
+        if prediction.made_of != "loo":
+            return pick(prediction.log_denoiser, index).double()
+        z, log_loo = prediction.state.tokens, prediction.log_loo
+        evidence = self.evidence(prediction.state, prediction.t)
+        log_norm = torch.log1p(pick(log_loo, z).double().exp() * torch.expm1(evidence))
+        return pick(log_loo, index).double() + torch.where(index == z, evidence, 0.0) - log_norm
 
     @abstractmethod
     def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
         """Leave-one-out posterior from the ratios m(y) / m(z), normalised, (..., K)."""
 
     @abstractmethod
-    def log_marginal(self, log_loo: Tensor, t: Tensor) -> Tensor:
+    def log_marginal(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
         """log m_t = log(alpha_t loo + (1 - alpha_t) pi), (..., K)."""
 
     # -- one reverse step from t to s < t ------------------------------------------------------
@@ -183,15 +217,18 @@ class Process(ABC):
         """log p(z_s | z_t), (..., K): exact per position where the prediction is."""
 
     @abstractmethod
-    def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
-        """b(t, s): no position changes with a larger probability, whatever the network says."""
+    def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:
+        """b, (...): no position changes with a larger probability, whatever the network says.
+
+        Only meaningful at active positions; the others do not change.
+        """
 
     @abstractmethod
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
-        """Log-law (..., K) of z_s at a position drawn with probability b: p = (1 - b) 1[z] + b
-        moved.
+        """Log-law (..., K) of z_s at a position drawn with probability b.
 
-        So a sampler draws the positions first and runs the network only where one was drawn.
+        p(z_s | z_t) = (1 - b) 1[z_t] + b moved: a sampler draws the positions first and runs the
+        network only where one was drawn.
         """
 
     # -- bounds --------------------------------------------------------------------------------
@@ -201,10 +238,71 @@ class Process(ABC):
         """Integrand of the negative ELBO at prediction.t, (...): nats per token and unit of t."""
 
     @abstractmethod
+    def elbo_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """Jump rate into z over q_t(z | x0), float64 (...): the factor before the divergence.
+
+        nelbo = elbo_weight times (KL(q_t(. | x0) || m_t) + e - log e - 1), e = q_t(z|x0) / m_t(z);
+        reweighted objectives replace the factor.
+        """
+
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
-        """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, (...): one term of the K-step bound."""
+        """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, (...): one term of the K-step bound.
+
+        The bridge is the posterior of a prediction that knows x0. As a sum of q psi(log p/q),
+        psi(u) = exp(u) - 1 - u >= 0, a small divergence is not a difference of large terms.
+        """
+        log_p = self.posterior(prediction, s)
+        state, t = prediction.state, prediction.t
+        known = Prediction(self, state, t, log_loo=log_point(x0, prediction.log_loo))
+        log_q = self.posterior(known, s)
+        possible = log_q > -torch.inf
+        u = torch.where(possible, log_p - log_q, 0.0)
+        terms = torch.where(possible, log_q.exp() * (torch.expm1(u) - u), log_p.exp())
+        return terms.sum(-1)
+
+    # -- maximal coupling ----------------------------------------------------------------------
+    #
+    # The bridge (1 - c) 1[z_t] + c 1[x0], c = (alpha_s - alpha_t) / (1 - alpha_t), has the same
+    # marginals wherever pi is constant, and a position jumps at most once.
+
+    def coupling_chance(self, t: Tensor, s: Tensor) -> Tensor:
+        """c(t, s), float64."""
+        log_noise = self.schedule.log_one_minus_alpha
+        return -torch.expm1(log_noise(s) - log_noise(t))
+
+    def coupling_nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """Integrand of the negative ELBO of maximal coupling at prediction.t, float64 (...).
+
+        (-alpha' / (1 - alpha)) (1 - p_z - 1[x0 != z] (1 + log p_x0)), p the denoiser. Valid for
+        every process with a constant pi; tight where z says whether it is noise (absorbing,
+        lifted), not for uniform noise: there its perplexity compares with no other.
+        """
+        z = prediction.state.tokens
+        rate = self._reveal_rate(prediction.t)
+        left = -torch.expm1(self.log_denoiser_at(prediction, z))
+        loss = left - torch.where(x0 != z, 1 + self.log_denoiser_at(prediction, x0), 0.0)
+        return torch.where(self.active(prediction.state), loss * rate, 0.0)
+
+    def coupling_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
+        """KL of the coupled bridge from (1 - c) 1[z_t] + c denoiser, float64 (...)."""
+        z = prediction.state.tokens
+        c = self.coupling_chance(prediction.t, s)
+        log_stay = torch.log1p(-c * -torch.expm1(self.log_denoiser_at(prediction, z)))
+        jump = torch.where(x0 == z, 0.0, -c * self.log_denoiser_at(prediction, x0))
+        log_stay = log_stay.clamp(min=LOG_FLOOR)
+        stay = torch.where(x0 == z, -log_stay, torch.xlogy(1 - c, 1 - c) - (1 - c) * log_stay)
+        return torch.where(self.active(prediction.state), jump + stay, 0.0)
 
     # -- shared arithmetic ---------------------------------------------------------------------
+
+    def _reveal_rate(self, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha), float64 (...): c(t, s) / (t - s) for s -> t."""
+        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        return -self.schedule.dalpha(t) * (-log_noise).exp()
+
+    def _jump_rate(self, t: Tensor) -> Tensor:
+        """beta = -alpha' / alpha, float64 (...): forward jumps per unit of t."""
+        return -self.schedule.dalpha(t) * (-self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)).exp()
 
     def _levels(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """log alpha and log(1 - alpha) at t, floored, with a trailing axis for the states."""

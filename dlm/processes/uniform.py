@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, add_at, log_point, pick
+from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, add_at, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -50,7 +50,7 @@ class Uniform(Process):
         if self.num_states < 2:
             raise UserError(f"num_states must be at least 2, got {self.num_states}")
 
-    def noise_law(self, t: Tensor) -> Tensor:
+    def noise_law(self, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """1 / K."""
         return torch.full((self.num_states,), 1 / self.num_states, dtype=torch.float64).to(t.device)
 
@@ -90,19 +90,16 @@ class Uniform(Process):
         with it, any error of the network at alpha -> 0 would make the bound infinite (its rate
         there is 1 / alpha).
         """
-        sp = self._evidence(t)
+        sp = self.evidence(state, t)[..., None]
         ratios = logits * (sp / (1 + sp)).to(logits.dtype)
         return Prediction(
             self, state, t, log_ratios=ratios.scatter(-1, state.tokens[..., None], 0.0)
         )
 
-    def to_denoiser(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
-        """Multiply the odds of the observed token by 1 + K alpha / (1 - alpha)."""
-        return add_at(log_loo, state.tokens, self._evidence(t)).log_softmax(-1)
-
-    def to_loo(self, log_denoiser: Tensor, state: State, t: Tensor) -> Tensor:
-        """Divide the odds of the observed token by 1 + K alpha / (1 - alpha)."""
-        return add_at(log_denoiser, state.tokens, -self._evidence(t)).log_softmax(-1)
+    def evidence(self, state: State, t: Tensor) -> Tensor:
+        """log(1 + K alpha / (1 - alpha))."""
+        log_alpha, log_noise = self._levels(t, torch.float64)
+        return F.softplus(math.log(self.num_states) + log_alpha - log_noise).squeeze(-1)
 
     def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:
         """(m - (1 - alpha) / K) / alpha with m the normalised ratios.
@@ -119,7 +116,7 @@ class Uniform(Process):
         loo = torch.where(loo > smallest, loo, tail)
         return loo.log() - loo.sum(-1, keepdim=True).log()
 
-    def log_marginal(self, log_loo: Tensor, t: Tensor) -> Tensor:
+    def log_marginal(self, log_loo: Tensor, state: State, t: Tensor) -> Tensor:
         """alpha loo + (1 - alpha) / K."""
         log_alpha, log_noise = self._levels(t, log_loo.dtype)
         return torch.logaddexp(log_alpha + log_loo, log_noise - math.log(self.num_states))
@@ -132,10 +129,11 @@ class Uniform(Process):
         evidence = F.softplus(math.log(self.num_states) + log_rho - log_moved)[..., None]
         return add_at(log_marginal, prediction.state.tokens, evidence).log_softmax(-1)
 
-    def move_bound(self, t: Tensor, s: Tensor) -> Tensor:
+    def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:
         """(1 - alpha_t / alpha_s) / (1 - alpha_t)."""
         log_noise = self.schedule.log_one_minus_alpha(t)
-        return (-torch.expm1(self._log_rho(t, s)) * (-log_noise).exp()).clamp(max=1.0)
+        bound = (-torch.expm1(self._log_rho(t, s)) * (-log_noise).exp()).clamp(max=1.0)
+        return bound.expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """Accept with probability 1 / (1 + e loo(z)) and draw from m_s; keep z otherwise."""
@@ -154,27 +152,18 @@ class Uniform(Process):
         log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         log_e = math.log(self.num_states) + log_alpha - log_noise
-        rate = -self.schedule.dalpha(t) * (-log_alpha).exp() / self.num_states
-        if prediction.made_of_ratios:
+        rate = self._jump_rate(t) / self.num_states
+        if prediction.made_of == "ratios":
             loss = _bound_of_ratios(prediction.log_ratios, z, x0, log_e)
         else:
             loss = _bound_of_loo(prediction.log_loo, z, x0, log_e)
         return loss * rate
 
-    def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
-        """Sum over z_s; the bridge is the posterior of a prediction that knows x0."""
-        log_p = self.posterior(prediction, s)
-        known = Prediction(
-            self, prediction.state, prediction.t, log_loo=log_point(x0, prediction.log_loo)
-        )
-        log_q = self.posterior(known, s)
-        terms = log_q.exp() * (log_q - log_p)
-        return torch.where(log_q > -torch.inf, terms, 0.0).sum(-1)
-
-    def _evidence(self, t: Tensor) -> Tensor:
-        """log(1 + K alpha / (1 - alpha)), float64 (..., 1): what seeing z adds to its log-odds."""
-        log_alpha, log_noise = self._levels(t, torch.float64)
-        return F.softplus(math.log(self.num_states) + log_alpha - log_noise)
+    def elbo_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """beta / (1 - alpha), or beta / (1 - alpha + K alpha) where z == x0."""
+        seen = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        seen = seen + torch.where(state.tokens == x0, self.evidence(state, t), 0.0)
+        return self._jump_rate(t) * (-seen).exp()
 
     def _log_rho(self, t: Tensor, s: Tensor) -> Tensor:
         """log alpha_t / alpha_s, float64."""

@@ -95,7 +95,7 @@ class GridSampler(Sampler):
         for k in range(self.steps):
             t, s = times[k], times[k + 1]
             draw = key.fold("step", k)
-            chosen = draw.fold("move").uniform(shape[1]) < self.kernel.bound(process, t, s)
+            chosen = draw.fold("move").uniform(shape[1]) < self.kernel.bound(process, state, t, s)
             chosen = chosen & free & process.active(state)
             if chosen.any():
                 prediction = self._filtered(network(state, t, chosen))
@@ -103,7 +103,7 @@ class GridSampler(Sampler):
                 tokens = state.tokens.clone()
                 tokens[chosen] = sample_categorical(self.kernel.moved(prediction, s), u)
                 network.forget((tokens != state.tokens).any(-1))
-                state = State(tokens)
+                state = state._replace(tokens=tokens)
             if on_step is not None:
                 on_step(k, state)
         return Samples(state.tokens, network.calls)
@@ -130,14 +130,14 @@ class _CountedNetwork:
         run = chosen.any(-1) & ~self.known
         if run.any():
             context = None if self.context is None else self.context.at(run)
-            hidden = self.predictor.hidden(State(state.tokens[run]), t[None], context)
+            hidden = self.predictor.hidden(state.at(run), t[None], context)
             if self.memory is None:
                 self.memory = hidden.new_zeros(*state.tokens.shape, hidden.shape[-1])
             self.memory[run] = hidden
             self.calls += run * self.predictor.passes(state.tokens.shape[1])
             self.known |= run
         assert self.memory is not None
-        tokens = State(state.tokens[chosen])
+        tokens = state.at(chosen)
         return self.predictor.predict(self.memory[chosen], tokens, t.expand(tokens.tokens.shape))
 
     def forget(self, changed: Tensor) -> None:

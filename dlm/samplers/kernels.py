@@ -15,15 +15,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dlm.processes import Prediction, Process
+from dlm.errors import UserError
+from dlm.processes import Prediction, Process, State
 
 
 class Kernel(ABC):
     """One reverse transition per position, independent given the prediction."""
 
     @abstractmethod
-    def bound(self, process: Process, t: Tensor, s: Tensor) -> Tensor:
-        """b(t, s) in [0, 1], shape of t."""
+    def bound(self, process: Process, state: State, t: Tensor, s: Tensor) -> Tensor:
+        """b in [0, 1], (...): known from the noisy tokens, before the network runs."""
 
     @abstractmethod
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
@@ -31,11 +32,10 @@ class Kernel(ABC):
 
     def log_probs(self, prediction: Prediction, s: Tensor) -> Tensor:
         """log p(z_s | z_t), (..., K): the two parts put together, for exact analyses."""
-        process, t = prediction.process, prediction.t
+        process, state = prediction.process, prediction.state
         moved = self.moved(prediction, s)
-        bound = torch.where(
-            process.active(prediction.state), self.bound(process, t, s).to(moved.dtype), 0.0
-        )[..., None]
+        bound = self.bound(process, state, prediction.t, s).to(moved.dtype)
+        bound = torch.where(process.active(state), bound, 0.0)[..., None]
         stays = torch.nn.functional.one_hot(prediction.state.tokens, moved.shape[-1])
         return torch.log((1 - bound) * stays + bound * moved.exp())
 
@@ -51,10 +51,40 @@ class Ancestral(Kernel):
     Source: Gourevitch et al. 2026, arXiv:2605.22765; Dmitriev, Huang & Wei 2026.
     """
 
-    def bound(self, process: Process, t: Tensor, s: Tensor) -> Tensor:
+    def bound(self, process: Process, state: State, t: Tensor, s: Tensor) -> Tensor:
         """The bound of the process."""
-        return process.move_bound(t, s)
+        return process.move_bound(state, t, s)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """The law of the process."""
         return prediction.process.moved(prediction, s)
+
+
+@final
+@dataclass(frozen=True)
+class MaximalCoupling(Kernel):
+    """z_s is a draw from the denoiser with probability c, else z_t: at most one jump a position.
+
+    c = (alpha_s - alpha_t) / (1 - alpha_t). For absorbing and lifted noise this is the ancestral
+    step. For uniform noise and a given prior it is another one with the same marginals: it needs no
+    vector over K but the denoiser, errs about as much, and its own bound (objective and
+    `dlm evaluate bound=maximal_coupling`) is valid but not tight.
+
+    Raises:
+        UserError: for a process whose noise changes its law with time.
+
+    Source: Gourevitch et al. 2026, arXiv:2605.22765.
+    """
+
+    def bound(self, process: Process, state: State, t: Tensor, s: Tensor) -> Tensor:
+        """c(t, s)."""
+        if not process.coupled:
+            raise UserError(
+                f"maximal coupling needs noise of a constant law, {type(process).__name__} noise "
+                "changes with time; use sampler=ancestral"
+            )
+        return process.coupling_chance(t, s).expand(state.tokens.shape)
+
+    def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
+        """The denoiser."""
+        return prediction.log_denoiser

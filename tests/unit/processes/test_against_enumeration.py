@@ -11,8 +11,9 @@ import torch
 
 from dlm import Prediction
 from dlm.lab import exact
+from dlm.processes import Prior
 from dlm.schedules import Cosine, Geometric, Linear, Polynomial
-from tests.toys import correlated_law, double, everywhere, processes
+from tests.toys import correlated_law, double, everywhere, processes, some_noise
 
 SCHEDULES = [Linear(), Linear(1e-3), Cosine(), Polynomial(2.0), Geometric()]
 CASES = [p for schedule in SCHEDULES for p in processes(schedule)]
@@ -25,12 +26,19 @@ pytestmark = pytest.mark.parametrize("process", CASES, ids=repr)
 def denoiser_by_bayes(process, states, t):
     """p(x0^i = v | z) from the joint table alone, (N, L, K)."""
     clean = exact.all_states(LAW.shape[0], LENGTH)
-    weights = (
-        exact.channel(process, t)[clean[None], states.tokens[:, None]].prod(-1) * LAW.flatten()
-    )
+    given = exact.rows_of(exact.channel(process, t, some_noise(process, LENGTH)), clean)
+    position = torch.arange(LENGTH)
+    chance = given[torch.arange(len(clean))[None, :, None], position, states.tokens[:, None]]
+    weights = chance.prod(-1) * LAW.flatten()
     onehot = torch.nn.functional.one_hot(clean, process.num_states).double()
     joint = torch.einsum("nx,xlk->nlk", weights, onehot)
     return joint / joint.sum(-1, keepdim=True)
+
+
+def chance_of(process, states, clean, t):
+    """q_t(z | x0), (N, L)."""
+    given = exact.rows_of(exact.channel(process, t, some_noise(process, LENGTH)), clean)
+    return given.gather(-1, states.tokens[..., None]).squeeze(-1)
 
 
 def test_denoiser_from_the_leave_one_out_posterior(process):
@@ -57,13 +65,14 @@ def test_conversions_undo_each_other(process):
 def test_marginal_and_ratios(process):
     t = double(0.37)
     states, prediction, reachable = everywhere(process, LAW, t)
-    law = exact.noised_law(LAW, process, t).reshape([process.num_states] * LENGTH)
+    noise = some_noise(process, LENGTH)
+    law = exact.noised_law(LAW, process, t, noise).reshape([process.num_states] * LENGTH)
     for i in range(LENGTH):
         moved = law.movedim(i, -1)[
             tuple(torch.cat([states.tokens[:, :i], states.tokens[:, i + 1 :]], 1).T)
         ]
         conditional = moved / moved.sum(-1, keepdim=True)
-        marginal = process.log_marginal(prediction.log_loo, t).exp()[:, i]
+        marginal = process.log_marginal(prediction.log_loo, states, t).exp()[:, i]
         assert torch.allclose(marginal[reachable], conditional[reachable], atol=1e-12)
         ratios = prediction.log_ratios.exp()[reachable, i]
         at = states.tokens[reachable, i, None]
@@ -76,8 +85,10 @@ def test_marginal_and_ratios(process):
 def test_posterior_is_the_exact_marginal_of_the_reverse_step(process, s):
     t, s = double(0.6), process.schedule.inverse(double(1.0)) if s == 0 else double(s)
     states, prediction, reachable = everywhere(process, LAW, t)
-    forward = exact.product_law(exact.transition(process, s, t)[states.tokens])
-    joint = exact.noised_law(LAW, process, s)[:, None] * forward
+    noise = some_noise(process, LENGTH)
+    kernel = exact.transition(process, s, t, noise)
+    forward = exact.product_law(exact.rows_of(kernel, states.tokens))
+    joint = exact.noised_law(LAW, process, s, noise)[:, None] * forward
     reverse = (joint / joint.sum(0)).T[reachable]  # rows z_t, columns z_s
     table = reverse.reshape(-1, *[process.num_states] * LENGTH)
     posterior = process.posterior(prediction, s).exp()[reachable]
@@ -90,8 +101,9 @@ def test_posterior_is_the_exact_marginal_of_the_reverse_step(process, s):
 def test_thinning_is_the_posterior(process, levels):
     t, s = process.schedule.inverse(double(list(levels)))
     states, prediction, _ = everywhere(process, LAW, t)
-    bound = process.move_bound(t, s)
-    assert 0 <= bound <= 1
+    bound = process.move_bound(states, t, s)[..., None]
+    assert (bound >= 0).all()
+    assert (bound <= 1).all()
     stays = torch.nn.functional.one_hot(states.tokens, process.num_states)
     active = process.active(states)[..., None]
     mixed = (1 - bound) * stays + bound * process.moved(prediction, s).exp()
@@ -106,7 +118,7 @@ def test_knowing_the_clean_token_gives_the_bridge(process):
         clean = x0.expand_as(states.tokens)
         known = torch.nn.functional.one_hot(clean, process.num_states).double().log()
         law = process.posterior(Prediction(process, states, prediction.t, log_loo=known), s).exp()
-        possible = exact.channel(process, t)[clean, states.tokens] > 0
+        possible = chance_of(process, states, clean, t) > 0
         expected = exact.bridge(process, clean, states, s, t)
         assert torch.allclose(law[possible], expected[possible], atol=1e-12)
         model = process.posterior(prediction, s)
@@ -121,7 +133,7 @@ def test_bound_integrand(process):
     ratios = Prediction(process, states, prediction.t, log_ratios=prediction.log_ratios)
     for x0 in exact.all_states(LAW.shape[0], LENGTH)[::5]:
         clean = x0.expand_as(states.tokens)
-        possible = exact.channel(process, t)[clean, states.tokens] > 0
+        possible = chance_of(process, states, clean, t) > 0
         expected = exact.bound_integrand(process, prediction.log_loo.exp(), clean, states, t)
         for made in (prediction, ratios):
             actual = process.nelbo(made, clean)
@@ -129,9 +141,14 @@ def test_bound_integrand(process):
 
 
 def test_prior_kl(process):
+    noise = torch.zeros(1, dtype=torch.int64) if process.noise_conditioned else None
+    pure = process.schedule.inverse(double(0.0))
+    prior = process.noise_law(pure, noise).reshape(-1)
+    prior = prior.where(prior > 1e-12, 0.0)  # at alpha = 0 hybrid noise is all MASK, but for 1e-15
+    x0 = prior if isinstance(process, Prior) else torch.eye(process.num_states)[1]
     for alpha in (0.0, 1e-3, 0.5, 1.0):
         t = process.schedule.inverse(double(alpha))
-        prior = process.noise_law(t)
-        row = exact.channel(process, t)[0]
-        expected = exact.kl(row, prior)
+        rows = exact.channel(process, t, noise).reshape(process.num_states, -1)
+        rows = rows.where(rows > 1e-12, 0.0)  # what is left of 1 - alpha at alpha = 1
+        expected = sum(p * exact.kl(row, prior) for p, row in zip(x0, rows, strict=True) if p > 0)
         assert math.isclose(process.prior_kl(alpha), expected, rel_tol=1e-6, abs_tol=1e-12)
