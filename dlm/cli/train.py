@@ -25,7 +25,7 @@ from dlm.cli.common import number, request, say, screen, table, write_text
 from dlm.cli.compose import Config, compose
 from dlm.cli.runs import choose_folder, holds_run, resumed_config, save_config
 from dlm.cli.vocabulary import fill_in
-from dlm.data import Source, Tokenizer
+from dlm.data import Source, Tokenizer, class_names
 from dlm.data.module import TextData
 from dlm.denoiser import Denoiser
 from dlm.errors import UserError
@@ -72,6 +72,7 @@ class TrainRequest:
     seed: int
     length: int
     batch_size: int
+    condition_dropout: float
     num_workers: int
     draws: int | None
     compile: bool
@@ -139,6 +140,7 @@ def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
     maker = build(config.plain("tokenizer"), trust=trust, path="tokenizer")
     tokenizer = maker.load(source, mask=config.mentions("process", "vocab.mask_id"))
     fill_in(config, tokenizer.size, tokenizer.mask_id)
+    config.set("vocab.num_classes", len(class_names(source, tokenizer)))
     config.set("run_dir", str(folder))
     return request(TrainRequest, config.plain()), tokenizer
 
@@ -147,6 +149,7 @@ def _train(
     keys: TrainRequest, tokenizer: Tokenizer, folder: Path, overrides: Sequence[str]
 ) -> None:
     source = keys.part("data")
+    classes = _classes(keys, source, tokenizer)
     data = TextData(
         source,
         tokenizer,
@@ -155,6 +158,7 @@ def _train(
         keys.batch_size,
         keys.seed,
         keys.num_workers,
+        classes,
     )
     data.setup("fit")
     trainer = _make_trainer(keys, tokenizer, folder)
@@ -176,6 +180,20 @@ def _train(
     if data.validation_blocks is not None and not _validated_at_the_end(trainer, module):
         trainer.validate(module, datamodule=data, verbose=False)
     _finish(keys, trainer, module, folder, seconds)
+
+
+def _classes(keys: TrainRequest, source: Source, tokenizer: Tokenizer) -> list[str]:
+    """The names of the classes, which the network must have been built for."""
+    if not 0 <= keys.condition_dropout <= 1:
+        raise UserError(f"condition_dropout must be in [0, 1], got {keys.condition_dropout}")
+    classes = class_names(source, tokenizer)
+    built_for = keys.backbone.get("num_classes", 0)
+    if built_for != len(classes):
+        raise UserError(
+            f"the network takes {built_for} classes, the data has {len(classes)}; leave "
+            "backbone.num_classes to the program, and label the data with data.label=FIELD"
+        )
+    return classes
 
 
 def _make_trainer(keys: TrainRequest, tokenizer: Tokenizer, folder: Path) -> Trainer:
@@ -215,7 +233,7 @@ def _make_module(
         "seed": keys.seed,
         "draws": keys.draws,
         "validation_seed": VALIDATION_SEED,
-    }
+    } | ({"classes": data.classes} if data.classes else {})
     return DiffusionModule(
         denoiser,
         keys.part("objective"),
@@ -227,6 +245,7 @@ def _make_module(
         draws=default_draws(sequences) if keys.draws is None else keys.draws,
         num_bytes=None if validation is None or limited else validation.num_bytes,
         validation_seed=VALIDATION_SEED,
+        condition_dropout=keys.condition_dropout,
         epoch_size=None if train is None else len(train),
         payload=payload(keys.denoiser, tokenizer, meta),
     )

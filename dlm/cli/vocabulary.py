@@ -10,7 +10,8 @@ from dlm.spec import TARGET, resolve_class
 
 def fill_in(config: Config, size: int, mask_id: int | None) -> None:
     """Set the vocabulary, and the conditioning to what the process needs if it is null."""
-    config.set("vocab", {"size": size, "mask_id": mask_id})
+    config.set("vocab.size", size)
+    config.set("vocab.mask_id", mask_id)
     if config.plain("denoiser.time_conditioning") is None:
         process = resolve_class(
             config.plain(f"process.{TARGET}"), trust=config.plain("trust"), path="process"

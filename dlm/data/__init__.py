@@ -7,8 +7,8 @@ Hugging Face part loads `datasets` and `transformers` only when used.
 
 from dlm.data.hub import HubDataset
 from dlm.data.packing import Batch, Document, Packing, Pad, Row, Wrap, batches, collate
-from dlm.data.prepare import Blocks, prepare
-from dlm.data.sources import Austen, Source, StreamingSource, TextFiles
+from dlm.data.prepare import Blocks, class_names, prepare, token_counts
+from dlm.data.sources import Austen, LabelledSource, Source, StreamingSource, TextFiles
 from dlm.data.tokenizer_sources import Bpe, Char, Pretrained, TokenizerSource
 from dlm.data.tokenizers import Tokenizer
 
@@ -20,6 +20,7 @@ __all__ = [
     "Char",
     "Document",
     "HubDataset",
+    "LabelledSource",
     "Packing",
     "Pad",
     "Pretrained",
@@ -31,6 +32,8 @@ __all__ = [
     "TokenizerSource",
     "Wrap",
     "batches",
+    "class_names",
     "collate",
     "prepare",
+    "token_counts",
 ]

@@ -2,27 +2,33 @@
 
 Text files: documents are separated by blank lines; in a file without a blank line between two lines
 of text, every line is a document. The other formats: one row, one document, in the named field.
-Empty documents are skipped. Text is UTF-8 (a byte-order mark is allowed), line ends may be `\\n` or
-`\\r\\n`. Every complaint names the file and the line (or row).
+A second field may hold the class of the document. Empty documents are skipped. Text is UTF-8 (a
+byte-order mark is allowed), line ends may be `\\n` or `\\r\\n`. Every complaint names the file and
+the line (or row).
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dlm.errors import UserError, nearest
 
+Fields = tuple[str, ...]  # of the text, then of the class if there is one; or their values
+_KEYS = ("data.field", "data.label")
 TEXT_SUFFIXES = (".txt", ".text", "")
 
 
-def read_documents(path: Path, field: str, limit: int) -> Iterator[str]:
-    """The non-empty documents of one file, in order.
+def read_documents(
+    path: Path, field: str, limit: int, label: str | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """The non-empty documents of one file, in order, each with its class.
 
     Args:
         path: the file; its suffix says what it is.
         field: column or key that holds the text (ignored for text files).
         limit: longest line and longest document allowed, in bytes: what memory must hold at once.
+        label: column or key that holds the class, a text or a whole number; None: no classes.
 
     Raises:
         UserError: an unknown kind of file, an empty file, a missing field, wrong encoding or a line
@@ -38,11 +44,16 @@ def read_documents(path: Path, field: str, limit: int) -> Iterator[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if empty:
         raise UserError(f"{path}: the file is empty; take it out or give another path")
+    if label is not None and reader is _text:
+        raise UserError(
+            f"{path}: a text file has no field '{label}'; data.label needs jsonl, csv, tsv or "
+            "parquet files"
+        )
     count = 0
-    for document in reader(path, field, limit):
+    for document, *classes in reader(path, (field,) if label is None else (field, label), limit):
         if document:
             count += 1
-            yield document
+            yield document, classes[0] if classes else None
     if not count:
         raise UserError(f"{path}: the file holds no text; take it out or give another path")
 
@@ -76,11 +87,11 @@ def _decode(line: bytes, path: Path, number: int) -> str:
         ) from error
 
 
-def _text(path: Path, field: str, limit: int) -> Iterator[str]:
-    del field  # the whole file is text
+def _text(path: Path, fields: Fields, limit: int) -> Iterator[Fields]:
+    del fields  # the whole file is text
     if not _has_blank_line_inside(path, limit):
         for _, line in _lines(path, limit):
-            yield line.rstrip("\r\n") if line.strip() else ""
+            yield (line.rstrip("\r\n") if line.strip() else "",)
         return
     paragraph: list[str] = []
     size = 0
@@ -95,10 +106,10 @@ def _text(path: Path, field: str, limit: int) -> Iterator[str]:
                     "data.max_line_mb"
                 )
         elif paragraph:
-            yield "\n".join(paragraph)
+            yield ("\n".join(paragraph),)
             paragraph, size = [], 0
     if paragraph:
-        yield "\n".join(paragraph)
+        yield ("\n".join(paragraph),)
 
 
 def _has_blank_line_inside(path: Path, limit: int) -> bool:
@@ -114,7 +125,7 @@ def _has_blank_line_inside(path: Path, limit: int) -> bool:
     return False
 
 
-def _jsonl(path: Path, field: str, limit: int) -> Iterator[str]:
+def _jsonl(path: Path, fields: Fields, limit: int) -> Iterator[Fields]:
     for number, line in _lines(path, limit):
         if not line.strip():
             continue
@@ -127,27 +138,25 @@ def _jsonl(path: Path, field: str, limit: int) -> Iterator[str]:
             raise UserError(
                 f"{where}: a JSON {type(record).__name__}, not an object; write one object per line"
             )
-        if field not in record:
-            raise _missing(where, field, list(record))
-        yield _string(record[field], where, field)
+        _require(fields, list(record), where)
+        yield _strings([record[field] for field in fields], where, fields)
 
 
-def _csv(path: Path, field: str, limit: int) -> Iterator[str]:
-    return _table(path, field, limit, ",")
+def _csv(path: Path, fields: Fields, limit: int) -> Iterator[Fields]:
+    return _table(path, fields, limit, ",")
 
 
-def _tsv(path: Path, field: str, limit: int) -> Iterator[str]:
-    return _table(path, field, limit, "\t")
+def _tsv(path: Path, fields: Fields, limit: int) -> Iterator[Fields]:
+    return _table(path, fields, limit, "\t")
 
 
-def _table(path: Path, field: str, limit: int, delimiter: str) -> Iterator[str]:
+def _table(path: Path, fields: Fields, limit: int, delimiter: str) -> Iterator[Fields]:
     csv.field_size_limit(limit)  # the default of 128 KiB is short for a document
     rows = csv.reader((line for _, line in _lines(path, limit)), delimiter=delimiter)
     try:
         header = next(rows, [])
-        if field not in header:
-            raise _missing(f"{path}, line 1", field, header)
-        column = header.index(field)
+        _require(fields, header, f"{path}, line 1")
+        columns = [header.index(field) for field in fields]
         for row in rows:
             if row and len(row) != len(header):
                 raise UserError(
@@ -155,34 +164,49 @@ def _table(path: Path, field: str, limit: int, delimiter: str) -> Iterator[str]:
                     f"{len(header)}; quote text that holds '{delimiter}'"
                 )
             if row:
-                yield row[column]
+                where = f"{path}, line {rows.line_num}"
+                yield _strings([row[column] for column in columns], where, fields)
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}; is a quote left open?") from error
 
 
-def _parquet(path: Path, field: str, limit: int) -> Iterator[str]:
+def _parquet(path: Path, fields: Fields, limit: int) -> Iterator[Fields]:
     del limit  # parquet is read in row groups, not in lines
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            if field not in file.schema_arrow.names:
-                raise _missing(str(path), field, file.schema_arrow.names)
+            _require(fields, file.schema_arrow.names, str(path))
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=256, columns=list(dict.fromkeys(fields))):
+                columns = [batch.column(field).to_pylist() for field in fields]
+                for values in zip(*columns, strict=True):
                     row += 1
-                    yield _string(value, f"{path}, row {row}", field)
+                    yield _strings(values, f"{path}, row {row}", fields)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from error
 
 
-def _missing(where: str, field: str, names: list[str]) -> UserError:
-    there = ", ".join(names) or "none"
-    return UserError(
-        f"{where}: no field '{field}' (there: {there}); set data.field, {nearest(field, names)}"
-    )
+def _require(fields: Fields, names: list[str], where: str) -> None:
+    for key, field in zip(_KEYS, fields, strict=False):
+        if field not in names:
+            there = ", ".join(names) or "none"
+            raise UserError(
+                f"{where}: no field '{field}' (there: {there}); set {key}, {nearest(field, names)}"
+            )
+
+
+def _strings(values: Sequence[object], where: str, fields: Fields) -> Fields:
+    """The text as it is, and the class as text if there is one."""
+    text, *labels = values
+    classes = [
+        str(label) if isinstance(label, int) else _string(label, where, field)
+        for label, field in zip(labels, fields[1:], strict=True)
+    ]
+    if "" in classes:
+        raise UserError(f"{where}: field '{fields[1]}' is empty; every document needs a class")
+    return _string(text, where, fields[0]), *classes
 
 
 def _string(value: object, where: str, field: str) -> str:
@@ -192,7 +216,7 @@ def _string(value: object, where: str, field: str) -> str:
     return value
 
 
-READERS: dict[str, Callable[[Path, str, int], Iterator[str]]] = {
+READERS: dict[str, Callable[[Path, Fields, int], Iterator[Fields]]] = {
     **dict.fromkeys(TEXT_SUFFIXES, _text),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), _jsonl),
     ".csv": _csv,

@@ -5,6 +5,7 @@ there is nothing to save but the counter, and the number of workers, of devices 
 not show in it.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 from lightning import LightningDataModule, Trainer
@@ -35,6 +36,7 @@ class TextData(LightningDataModule):
         batch_size: int,
         seed: int = 0,
         num_workers: int = 0,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -46,6 +48,7 @@ class TextData(LightningDataModule):
             batch_size: rows of a micro-batch on one device.
             seed: of the training order.
             num_workers: processes that fetch ahead.
+            classes: names of the classes of the model; None: there are none.
         """
         super().__init__()
         # Ranks may have no validation row when there are fewer rows than ranks.
@@ -55,7 +58,7 @@ class TextData(LightningDataModule):
                 raise UserError(f"{name} must be at least {least}, got {value}")
         self.source, self.tokenizer, self.packing = source, tokenizer, packing
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.num_workers = num_workers
+        self.num_workers, self.classes = num_workers, classes
         self.train_blocks: Blocks | None = None
         self.validation_blocks: Blocks | None = None
 
@@ -75,7 +78,9 @@ class TextData(LightningDataModule):
             self.validation_blocks = self._rows("validation")
 
     def _rows(self, split: str) -> Blocks:
-        return prepare(self.source, split, self.tokenizer, self.packing, self.length)
+        return prepare(
+            self.source, split, self.tokenizer, self.packing, self.length, classes=self.classes
+        )
 
     def _stream(self) -> StreamingSource | None:
         source = self.source

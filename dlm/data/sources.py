@@ -67,6 +67,20 @@ class Source(ABC):
             raise UserError(f"there is no split '{split}'; {nearest(split, self.splits)}")
 
 
+class LabelledSource(Source):
+    """A source whose documents may have classes. Give `label` a value in the constructor."""
+
+    label: str | None  # which of them; None: none
+
+    @abstractmethod
+    def labelled(self, split: str) -> Iterator[tuple[str, str | None]]:
+        """The documents of a split, as `documents` gives them, each with the name of its class.
+
+        Raises:
+            UserError: as `documents`, or a document without a class.
+        """
+
+
 class StreamingSource(Source):
     """A source that can be read from the middle, for data that is never stored as a whole."""
 
@@ -81,10 +95,20 @@ class StreamingSource(Source):
 
 
 @final
-class Austen(Source):
+class Austen(LabelledSource):
     """Jane Austen's six novels, which come with the package; a document is a chapter."""
 
     detokenizer = None
+
+    def __init__(self, label: str | None = None) -> None:
+        """Nothing is read yet.
+
+        Args:
+            label: "novel": the class of a chapter is the title of its novel; None: no classes.
+        """
+        if label not in (None, "novel"):
+            raise UserError(f"data.label of austen must be novel or null, got {label!r}")
+        self.label = label
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -93,14 +117,19 @@ class Austen(Source):
 
     def documents(self, split: str) -> Iterator[str]:
         """The chapters of a split, in the order of the books; see `corpus/README.md`."""
+        return (chapter for chapter, _ in self.labelled(split))
+
+    def labelled(self, split: str) -> Iterator[tuple[str, str | None]]:
+        """See `LabelledSource.labelled`."""
         self.check(split)
         folder = resources.files("dlm.data") / "corpus"
         text = lzma.decompress((folder / "austen.txt.xz").read_bytes()).decode()
-        held_out = json.loads((folder / "splits.json").read_text())
-        name_of = {i: name for name in ("validation", "test") for i in held_out[name]}
+        facts = json.loads((folder / "splits.json").read_text())
+        split_of = {i: name for name in ("validation", "test") for i in facts[name]}
+        titles = [novel["title"] for novel in facts["novels"] for _ in range(novel["chapters"])]
         for i, chapter in enumerate(text.strip("\n").split("\n\n")):
-            if split in ("all", name_of.get(i, "train")):
-                yield chapter
+            if split in ("all", split_of.get(i, "train")):
+                yield chapter, titles[i] if self.label else None
 
     def fingerprint(self, split: str) -> str:
         """Contents of the two files, and the split."""
@@ -110,7 +139,7 @@ class Austen(Source):
 
 
 @final
-class TextFiles(Source):
+class TextFiles(LabelledSource):
     """Local txt, jsonl, csv, tsv or parquet files: one file, a folder (searched), or a glob."""
 
     def __init__(
@@ -122,6 +151,7 @@ class TextFiles(Source):
         validation_path: str | None = None,
         test_path: str | None = None,
         max_line_mb: float = 256,
+        label: str | None = None,
     ) -> None:
         """See `dlm.data.files` for the formats.
 
@@ -134,6 +164,7 @@ class TextFiles(Source):
             validation_path: file, folder or glob of the validation text; `path` is all training.
             test_path: file, folder or glob of the test text.
             max_line_mb: longest line and document, in MiB: a guard against filling the memory.
+            label: column or key that holds the class of a document; None: no classes.
         """
         if not 0 <= validation_fraction < 1:
             raise UserError(
@@ -142,7 +173,7 @@ class TextFiles(Source):
         if max_line_mb <= 0:
             raise UserError(f"data.max_line_mb must be positive, got {max_line_mb}")
         self.path, self.validation_path, self.test_path = path, validation_path, test_path
-        self.field, self.detokenizer = field, detokenizer
+        self.field, self.label, self.detokenizer = field, label, detokenizer
         self.validation_fraction = validation_fraction
         self.max_line = int(max_line_mb * 2**20)
 
@@ -159,14 +190,21 @@ class TextFiles(Source):
 
     def documents(self, split: str) -> Iterator[str]:
         """See `Source.documents`."""
+        return (text for text, _ in self._documents(split, None))
+
+    def labelled(self, split: str) -> Iterator[tuple[str, str | None]]:
+        """See `LabelledSource.labelled`."""
+        return self._documents(split, self.label)
+
+    def _documents(self, split: str, label: str | None) -> Iterator[tuple[str, str | None]]:
         self.check(split)
         if split == "all":
-            return self._read(self._files("all"))
+            return self._read(self._files("all"), label)
         if self.validation_path is None and self.validation_fraction and split != "test":
             first = self._num_documents - self._num_validation
             start, stop = (0, first) if split == "train" else (first, None)
-            return islice(self._read(self._files("train")), start, stop)
-        return self._read(self._files(split))
+            return islice(self._read(self._files("train"), label), start, stop)
+        return self._read(self._files(split), label)
 
     def fingerprint(self, split: str) -> str:
         """Contents (or, when large, size and times) of the files, field and split rule."""
@@ -181,13 +219,13 @@ class TextFiles(Source):
             return find_files(paths[split] or self.path)
         return [file for path in paths.values() if path is not None for file in find_files(path)]
 
-    def _read(self, files: Sequence[Path]) -> Iterator[str]:
+    def _read(self, files: Sequence[Path], label: str | None) -> Iterator[tuple[str, str | None]]:
         for file in files:
-            yield from read_documents(file, self.field, self.max_line)
+            yield from read_documents(file, self.field, self.max_line, label)
 
     @cached_property
     def _num_documents(self) -> int:
-        return sum(1 for _ in self._read(self._files("train")))
+        return sum(1 for _ in self._read(self._files("train"), None))
 
     @property
     def _num_validation(self) -> int:

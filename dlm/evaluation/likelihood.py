@@ -63,7 +63,7 @@ def sequence_nelbo(denoiser: Denoiser, batch: Batch, *, draws: int, seed: int) -
         Nats summed over valid tokens, mean over draws, float64 (B,).
     """
     linear = denoiser.on(Linear())
-    context = Context(documents=batch.documents)
+    context = Context(documents=batch.documents, condition=batch.condition)
     nats = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.tokens.device)
     for level, key in _levels(batch.rows, draws, seed, "likelihood"):
         t = level.clamp(T_MIN, 1 - T_MIN)
@@ -181,7 +181,8 @@ def _noisy(process: Process, batch: Batch, t: Tensor, key: Key) -> State:
 def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tensor) -> Tensor:
     """KL(q(z_s | z_t, x0) || p(z_s | z_t)) summed over valid tokens, nats, float64 (B,)."""
     process, shape = denoiser.process, batch.tokens.shape
-    hidden = denoiser.hidden(state, t, Context(documents=batch.documents))
+    context = Context(documents=batch.documents, condition=batch.condition)
+    hidden = denoiser.hidden(state, t, context)
     grid = torch.zeros(shape, dtype=torch.float64, device=batch.tokens.device)
     where = (batch.valid & process.active(state)).nonzero()
     for part in where.split(max(1, STEP_ENTRIES // process.num_states)):
@@ -195,9 +196,7 @@ def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tenso
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    documents = None if batch.documents is None else batch.documents.to(device)
-    tokens, valid, rows = (x.to(device) for x in (batch.tokens, batch.valid, batch.rows))
-    return Batch(tokens, valid, documents, rows)
+    return Batch(*(None if x is None else x.to(device) for x in batch))
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager:

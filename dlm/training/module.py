@@ -24,14 +24,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from dlm.data import Batch
-from dlm.denoiser import Context, Denoiser
+from dlm.denoiser import Denoiser
 from dlm.errors import UserError
 from dlm.evaluation.likelihood import sequence_nelbo
 from dlm.evaluation.totals import Likelihood, LikelihoodTotals
 from dlm.objectives import Objective
 from dlm.times import Times
 from dlm.training.optim import AdamW
-from dlm.training.steps import Window, corrupt, seed_dropout
+from dlm.training.steps import Window, corrupt, known, seed_dropout
 from dlm.training.throughput import Speed
 
 TRAINING = tuple(f"train/{name}" for name in ("loss", "grad_norm", "lr", "tokens", "epoch"))
@@ -53,6 +53,7 @@ class DiffusionModule(lightning.LightningModule):
         draws: draws of t a validation sequence.
         num_bytes: bytes of the original UTF-8 text of the validation split; None: unknown.
         validation_seed: of the validation's draws, the same every time.
+        condition_dropout: share of rows whose class is hidden in training.
         epoch_size: sequences of one pass over the data; None: a stream, which stays in epoch 0.
         payload: plain values stored under "dlm" in every checkpoint; `meta.step` is filled in.
 
@@ -75,6 +76,7 @@ class DiffusionModule(lightning.LightningModule):
         draws: int = 1,
         num_bytes: int | None = None,
         validation_seed: int = 0,
+        condition_dropout: float = 0.0,
         epoch_size: int | None = None,
         payload: dict[str, Any] | None = None,
     ) -> None:
@@ -83,7 +85,7 @@ class DiffusionModule(lightning.LightningModule):
         self.optimizer, self.lr, self.seed, self.batch_size = optimizer, lr, seed, batch_size
         self.draws, self.num_bytes, self.validation_seed = draws, num_bytes, validation_seed
         self.epoch_size, self.payload = epoch_size or math.inf, payload or {}
-        self.metrics: dict[str, float] = {}
+        self.unlabelled, self.metrics = condition_dropout, dict[str, float]()
         self.likelihood: Likelihood | None = None
         self.tokens_seen = 0
         backbone = denoiser.backbone
@@ -97,7 +99,7 @@ class DiffusionModule(lightning.LightningModule):
         seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
         t, weight = self.times(batch.rows, seed=self.seed, batch_size=self.batch_size)
         state = corrupt(self.denoiser.process, batch, t, self.seed)
-        context, weights = Context(documents=batch.documents), batch.valid * weight[:, None]
+        context, weights = known(batch, self.unlabelled, self.seed), batch.valid * weight[:, None]
         result = self.objective(self.denoiser, batch.tokens, state, t, weights, context)
         self._window.add(batch, result.rows.sum())
         return result.loss / self._unit

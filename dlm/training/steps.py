@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dlm.data import Batch
+from dlm.denoiser import Context
 from dlm.processes import Process, State
 from dlm.random import Key
 
@@ -45,6 +46,17 @@ def corrupt(process: Process, batch: Batch, t: Tensor, seed: int) -> State:
     key = Key(seed, batch.rows).fold("train")
     state = process.corrupt(batch.tokens, t[:, None], key=key)
     return process.pin(state, batch.tokens, ~batch.valid)
+
+
+def known(batch: Batch, dropout: float, seed: int) -> Context:
+    """What the network is told of the rows: their documents, and their classes but for a share.
+
+    Which rows lose their class is a function of (seed, row).
+    """
+    if batch.condition is None:
+        return Context(documents=batch.documents)
+    dropped = Key(seed, batch.rows).fold("condition").uniform() < dropout
+    return Context(batch.documents, torch.where(dropped, -1, batch.condition))
 
 
 def seed_dropout(seed: int, batch: int, rank: int) -> None:

@@ -11,7 +11,46 @@ TEXTS = ["one\ntwo", 'a "quoted", comma', "déjà vu 漢字"]
 
 
 def read(path, field="text", limit=2**20):
-    return list(read_documents(path, field, limit))
+    return [text for text, _ in read_documents(path, field, limit)]
+
+
+LABELLED = {
+    "a.jsonl": "".join(
+        json.dumps({"text": text, "stars": stars}) + "\n"
+        for text, stars in (("one", 5), ("", 1), ("two", 1))
+    ),
+    "a.csv": "stars,text\n5,one\n1,\n1,two\n",
+    "a.tsv": "text\tstars\none\t5\n\t1\ntwo\t1\n",
+}
+
+
+@pytest.mark.parametrize("name", [*LABELLED, "a.parquet"])
+def test_a_second_field_is_the_class_as_text(tmp_path, name):
+    path = tmp_path / name
+    if name in LABELLED:
+        path.write_text(LABELLED[name])
+    else:
+        pq.write_table(pa.table({"stars": [5, 1, 1], "text": ["one", "", "two"]}), path)
+    assert list(read_documents(path, "text", 2**20, "stars")) == [("one", "5"), ("two", "1")]
+    assert list(read_documents(path, "text", 2**20)) == [("one", None), ("two", None)]
+    with pytest.raises(
+        UserError, match=r"no field 'star' .*; set data.label, did you mean 'stars'"
+    ):
+        list(read_documents(path, "text", 2**20, "star"))
+
+
+def test_classes_that_cannot_be(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "kind": null}\n')
+    with pytest.raises(UserError, match="line 1: field 'kind' is empty"):
+        list(read_documents(path, "text", 2**20, "kind"))
+    path.write_text('{"text": "one", "kind": ""}\n')
+    with pytest.raises(UserError, match="every document needs a class"):
+        list(read_documents(path, "text", 2**20, "kind"))
+    text = tmp_path / "a.txt"
+    text.write_text("one\n")
+    with pytest.raises(UserError, match="a text file has no field 'kind'; data.label needs jsonl"):
+        list(read_documents(text, "text", 2**20, "kind"))
 
 
 def test_blank_lines_separate_documents_of_a_text_file(tmp_path):
