@@ -2,14 +2,15 @@
 
 An objective returns a SUM over tokens. The sum is back-propagated (over a constant, so that fp16
 gradients stay in range), and once a step the gradients are divided by the number of valid tokens of
-the whole step, all ranks and accumulated batches together: neither accumulation, nor a short last
-window, nor the number of devices changes anything. DDP averages over ranks and Lightning divides by
-`accumulate_grad_batches`: both are multiplied back. The order in Lightning 2.6: backward (fp16:
-unscale) -> `on_before_optimizer_step` -> `configure_gradient_clipping` -> step. The first hook
-divides, and stops the run at a loss that is not finite, before the weights change.
+the whole step: accumulation, a short last window and the number of devices change nothing. DDP
+averages over ranks and Lightning divides by `accumulate_grad_batches`: both are multiplied back.
+The order in Lightning 2.6: backward (fp16: unscale) -> `on_before_optimizer_step` ->
+`configure_gradient_clipping` -> step. The first hook divides, and stops the run at a loss that is
+not finite, before the weights change.
 
-Draws are functions of (seed, row), the learning rate of the step: there is no state of either to
-save. Metrics are logged before the callbacks see the end of the batch: a checkpoint has its row.
+Draws are functions of (seed, row), the learning rate of the step: the memory of losses that some
+times learn from is the one state to save. Metrics are logged before the callbacks see the end of
+the batch: a checkpoint has its row.
 """
 
 import math
@@ -20,7 +21,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from dlm.data import Batch
@@ -31,7 +32,7 @@ from dlm.evaluation.totals import Likelihood, LikelihoodTotals
 from dlm.objectives import Objective
 from dlm.times import Times
 from dlm.training.optim import AdamW
-from dlm.training.steps import Window, corrupt, known, seed_dropout
+from dlm.training.steps import Window, corrupt, known, scale_gradients, seed_dropout
 from dlm.training.throughput import Speed
 
 TRAINING = tuple(f"train/{name}" for name in ("loss", "grad_norm", "lr", "tokens", "epoch"))
@@ -87,21 +88,22 @@ class DiffusionModule(lightning.LightningModule):
         self.epoch_size, self.payload = epoch_size or math.inf, payload or {}
         self.unlabelled, self.metrics = condition_dropout, dict[str, float]()
         self.likelihood: Likelihood | None = None
-        self.tokens_seen = 0
-        backbone = denoiser.backbone
-        self.speed = Speed(backbone.flops_per_token(backbone.length))
-        self._unit = float(batch_size * backbone.length)
+        self.tokens_seen, self.memory = 0, times.memory()
+        length = denoiser.backbone.length
+        self.speed = Speed(denoiser.backbone.flops_per_token(length))
+        self._unit = float(batch_size * length)
         self._window, self._totals = Window(), LikelihoodTotals()
         self._sums: list[float] = []  # loss, tokens, positions of the step, norm of its gradient
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: its sum over valid tokens, in nats, over a constant."""
         seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
-        t, weight = self.times(batch.rows, seed=self.seed, batch_size=self.batch_size)
+        by = {"seed": self.seed, "batch_size": self.batch_size, "memory": self.memory}
+        t, weight = draw = self.times(batch.rows, **by)
         state = corrupt(self.denoiser.process, batch, t, self.seed)
         context, weights = known(batch, self.unlabelled, self.seed), batch.valid * weight[:, None]
         result = self.objective(self.denoiser, batch.tokens, state, t, weights, context)
-        self._window.add(batch, result.rows.sum())
+        self._window.add(batch, result.rows.sum(), self.memory.sums(draw, result.rows))
         return result.loss / self._unit
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -109,15 +111,14 @@ class DiffusionModule(lightning.LightningModule):
         total = self.trainer.strategy.reduce(self._window.sums(), reduce_op="sum")
         averaged_over = self.trainer.world_size * self.trainer.accumulate_grad_batches
         factor = self._unit * averaged_over / total[1].clamp(min=1)
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(grads, factor.float())  # pyright: ignore[reportPrivateImportUsage]
-        self._norm = get_total_norm(grads)
+        self._norm = scale_gradients(self.parameters(), factor)
         # The one read of the device in a step: the guard must know before the weights change.
         sums = torch.cat([total, self._norm.to(total)[None]]).tolist()
         scaled = self.trainer.precision == "16-mixed"  # there the scaler skips infinite gradients
-        if not (math.isfinite(sums[0]) and (scaled or math.isfinite(sums[3]))):
+        if not (math.isfinite(sums[0]) and (scaled or math.isfinite(sums[-1]))):
             raise UserError(self._window.diverged(self.trainer.global_step + 1))
-        self._window, self._sums = Window(), sums
+        self._window, self._sums = Window(), [*sums[:3], sums[-1]]
+        self.memory.update(torch.tensor(sums[3:-1], dtype=torch.float64))
 
     def configure_gradient_clipping(
         self,
@@ -146,8 +147,7 @@ class DiffusionModule(lightning.LightningModule):
         loss, tokens, positions, norm = self._sums
         self.speed.step(tokens, positions)
         self.tokens_seen += round(tokens)
-        step = self.trainer.global_step + 1
-        epochs = step * self.batch_size / self.epoch_size
+        epochs = (step := self.trainer.global_step + 1) * self.batch_size / self.epoch_size
         values = (loss / max(tokens, 1), norm, lr, self.tokens_seen, epochs)
         self.metrics = dict(zip(TRAINING, values, strict=True))
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
@@ -185,12 +185,14 @@ class DiffusionModule(lightning.LightningModule):
         return self.optimizer(self.denoiser, fused=self.trainer.precision != "16-mixed")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the payload, with the step, and the count of tokens."""
+        """Add the payload, with the step, the count of tokens and the memory of the times."""
+        checkpoint["times"] = self.memory.state_dict()
         progress = {"step": self.trainer.global_step, "tokens_seen": self.tokens_seen}
         checkpoint["dlm"] = {**self.payload, "meta": self.payload.get("meta", {}) | progress}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the count of tokens."""
+        """Take up the count of tokens and the memory of the times."""
+        self.memory.load_state_dict(checkpoint.get("times", self.memory.state_dict()))
         self.tokens_seen = checkpoint["dlm"]["meta"]["tokens_seen"]
 
     def _log(self, metrics: dict[str, float], step: int) -> None:

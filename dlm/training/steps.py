@@ -1,9 +1,12 @@
-"""Parts of a training step: its noisy tokens, sums over its batches, the seed of dropout."""
+"""Parts of a training step: its noisy tokens, its sums, its gradients, the seed of dropout."""
 
+from collections.abc import Iterable
 from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
 
 from dlm.data import Batch
 from dlm.denoiser import Context
@@ -17,16 +20,17 @@ class Window:
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
-        self._sums: list[Tensor] = []  # loss, valid tokens, positions
+        self._sums: list[Tensor] = []  # loss, valid tokens, positions, more
 
-    def add(self, batch: Batch, loss: Tensor) -> None:
-        """Add a batch with its loss, a float64 scalar, summed over tokens."""
+    def add(self, batch: Batch, loss: Tensor, more: Tensor) -> None:
+        """Add a batch with its loss, a float64 scalar, summed over tokens; `more` is summed too."""
         positions = torch.full_like(loss, batch.tokens.numel())
         self._rows.append(batch.rows)
-        self._sums.append(torch.stack([loss, batch.valid.sum().to(loss), positions]))
+        sums = torch.stack([loss, batch.valid.sum().to(loss), positions])
+        self._sums.append(torch.cat([sums, more.to(loss)]))
 
     def sums(self) -> Tensor:
-        """Loss in nats, valid tokens and positions of all batches, float64 (3,)."""
+        """Loss in nats, valid tokens, positions, then the rest, of all batches, float64."""
         return torch.stack(self._sums).sum(0)
 
     def diverged(self, step: int) -> str:
@@ -46,6 +50,13 @@ def corrupt(process: Process, batch: Batch, t: Tensor, seed: int) -> State:
     key = Key(seed, batch.rows).fold("train")
     state = process.corrupt(batch.tokens, t[:, None], key=key)
     return process.pin(state, batch.tokens, ~batch.valid)
+
+
+def scale_gradients(parameters: Iterable[Parameter], factor: Tensor) -> Tensor:
+    """Multiply all gradients by a scalar; their norm after that."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(grads, factor.float())  # pyright: ignore[reportPrivateImportUsage]
+    return get_total_norm(grads)
 
 
 def known(batch: Batch, dropout: float, seed: int) -> Context:

@@ -33,9 +33,10 @@ def test_two_processes_equal_one(tmp_path):
             if a[name]:
                 assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5), name
     assert left[-1]["val/nelbo"]
-    raw = [
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["current_model_state"]
-        for folder in (one, two)
+    checkpoints = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (one, two)
     ]
-    for name, value in raw[0].items():
-        torch.testing.assert_close(value, raw[1][name], rtol=1e-4, atol=1e-6)
+    for part in ("current_model_state", "times"):
+        for name, value in checkpoints[0][part].items():
+            torch.testing.assert_close(value, checkpoints[1][part][name], rtol=1e-4, atol=1e-6)
+    assert checkpoints[0]["times"]["draws"].sum() == 5 * 8

@@ -7,17 +7,28 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from dlm.times import ImportanceSampled, LowDiscrepancy, Times
 from tests.training.tiny import Loader, module, tensors, trainer, validation
 
 STEPS = 7
+EVEN = LowDiscrepancy()
+LEARNED = ImportanceSampled(bins=4, min_draws=2)
 
 
-def run(folder: Path, steps: int, *, accumulate: int = 2, resume: bool = False, **kwargs) -> dict:
+def run(
+    folder: Path,
+    steps: int,
+    *,
+    accumulate: int = 2,
+    resume: bool = False,
+    times: Times = EVEN,
+    **kwargs,
+) -> dict:
     """Train (on) up to a step; the checkpoint it leaves."""
     last = folder / "checkpoints" / "last.ckpt"
     torch.manual_seed(123 if resume else 456)  # the global stream must not matter
     trainer(folder, steps, accumulate_grad_batches=accumulate, **kwargs).fit(
-        module(2 * accumulate, dropout=0.1),
+        module(2 * accumulate, dropout=0.1, times=times),
         Loader(2),
         validation(),
         ckpt_path=last if resume else None,
@@ -98,6 +109,18 @@ def test_run_killed_before_its_first_checkpoint_starts_over(tmp_path, whole):
         run(tmp_path, STEPS, accumulate=accumulate, callbacks=[Kill("on_train_batch_start", 3)])
     run(tmp_path, STEPS, accumulate=accumulate, save=2)
     assert_same(folder, tmp_path)
+
+
+def test_a_learned_density_is_resumed(tmp_path):
+    """Its memory decides the times of the next step; it is warm at step 4, as asserted."""
+    one = run(tmp_path / "one", STEPS, times=LEARNED)
+    stopped = run(tmp_path / "two", 4, times=LEARNED)
+    assert stopped["times"]["draws"].min() >= LEARNED.min_draws
+    run(tmp_path / "two", STEPS, times=LEARNED, resume=True)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    even = run(tmp_path / "three", STEPS)
+    assert even["times"]["draws"].numel() == 0
+    assert one["times"]["draws"].sum() == STEPS * 4
 
 
 def test_averaged_weights_are_saved_and_raw_ones_go_on(tmp_path, whole):

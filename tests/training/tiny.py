@@ -68,7 +68,7 @@ def module(batch_size: int, dropout: float = 0.0, **settings: Any) -> DiffusionM
     return DiffusionModule(
         settings.pop("denoiser", None) or denoiser(dropout),
         settings.pop("objective", Elbo()),
-        LowDiscrepancy(),
+        settings.pop("times", LowDiscrepancy()),
         AdamW(lr=0.01),
         Constant(warmup_steps=2),
         seed=3,
