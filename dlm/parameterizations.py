@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from dlm.processes import Prediction, Process, State
+from dlm.processes.base import Posterior
 
 
 class Parameterization(ABC):
     """Reads logits (..., K) of noisy tokens (...) at times t as a prediction."""
+
+    # What softmax(logits) without MASK is, for kernels that start from raw logits; None: neither.
+    softmax_is: ClassVar[Posterior | None] = None
 
     @abstractmethod
     def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
@@ -44,6 +48,8 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 class Denoising(Parameterization):
     """softmax(logits) is the denoiser p(x0^i | z)."""
 
+    softmax_is: ClassVar[Posterior | None] = "denoiser"
+
     def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
         """Made of the denoiser (or of the leave-one-out posterior where they agree)."""
         return process.from_denoiser(_clean_log_probs(logits, process), state, t)
@@ -53,6 +59,8 @@ class Denoising(Parameterization):
 @dataclass(frozen=True)
 class LeaveOneOut(Parameterization):
     """softmax(logits) is the leave-one-out posterior p(x0^i | z^{-i})."""
+
+    softmax_is: ClassVar[Posterior | None] = "loo"
 
     def __call__(self, logits: Tensor, process: Process, state: State, t: Tensor) -> Prediction:
         """Made of the leave-one-out posterior."""

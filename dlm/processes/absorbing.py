@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, log_point, pick
+from dlm.ops.triton_rows import CrossEntropyRows
+from dlm.processes.base import LOG_FLOOR, Posterior, Prediction, Process, State, log_point, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -162,6 +163,18 @@ class Absorbing(Process):
         loss = -pick(prediction.log_loo, x0)
         opens = self.coupling_chance(prediction.t, s).to(loss.dtype)
         return torch.where(self.active(prediction.state), loss * opens, 0.0)
+
+    def nelbo_kernel(
+        self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
+    ) -> CrossEntropyRows:
+        """Cross-entropy at the rate of the bound: where masked, both posteriors are the same."""
+        return CrossEntropyRows(x0, self._reveal_rate(t), self.mask_id)
+
+    def cross_entropy_kernel(
+        self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
+    ) -> CrossEntropyRows:
+        """Cross-entropy among the clean tokens."""
+        return CrossEntropyRows(x0, torch.ones_like(t), self.mask_id)
 
     def _log_stay(self, t: Tensor, s: Tensor) -> Tensor:
         return self.schedule.log_one_minus_alpha(s) - self.schedule.log_one_minus_alpha(t)

@@ -29,12 +29,14 @@ from typing import ClassVar, Literal, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
+from dlm.ops.triton_rows import RowKernel
 from dlm.random import Key
 from dlm.schedules import Schedule
 
 Filter = Callable[[Tensor], Tensor]
 Index = Tensor | slice | tuple[Tensor, ...]
 Currency = Literal["loo", "denoiser", "ratios"]
+Posterior = Literal["loo", "denoiser"]
 
 # 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0
 # and t = 1.
@@ -292,6 +294,24 @@ class Process(ABC):
         log_stay = log_stay.clamp(min=LOG_FLOOR)
         stay = torch.where(x0 == z, -log_stay, torch.xlogy(1 - c, 1 - c) - (1 - c) * log_stay)
         return torch.where(self.active(prediction.state), jump + stay, 0.0)
+
+    # -- kernels -------------------------------------------------------------------------------
+    #
+    # Row losses of raw logits that one pass on a GPU computes with their gradient. `softmax_is`
+    # says what the softmax of the logits without MASK stands for; at inactive positions the
+    # kernels need not agree. None: the loss is differentiated by torch.
+
+    def nelbo_kernel(
+        self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
+    ) -> RowKernel | None:
+        """A kernel that computes `nelbo` at positions (N,), if there is one."""
+        return None
+
+    def cross_entropy_kernel(
+        self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
+    ) -> RowKernel | None:
+        """A kernel that computes -log denoiser(x0) at positions (N,), if there is one."""
+        return None
 
     # -- shared arithmetic ---------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, add_at, pick
+from dlm.ops.triton_rows import UniformBoundRows
+from dlm.processes.base import LOG_FLOOR, Posterior, Prediction, Process, State, add_at, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -148,11 +149,8 @@ class Uniform(Process):
 
     def nelbo(self, prediction: Prediction, x0: Tensor) -> Tensor:
         """The integrand above; from the ratios themselves where the prediction is made of them."""
-        t, z = prediction.t, prediction.state.tokens
-        log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)
-        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
-        log_e = math.log(self.num_states) + log_alpha - log_noise
-        rate = self._jump_rate(t) / self.num_states
+        z = prediction.state.tokens
+        log_e, rate = self._bound_scalars(prediction.t)
         if prediction.made_of == "ratios":
             loss = _bound_of_ratios(prediction.log_ratios, z, x0, log_e)
         else:
@@ -164,6 +162,21 @@ class Uniform(Process):
         seen = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         seen = seen + torch.where(state.tokens == x0, self.evidence(state, t), 0.0)
         return self._jump_rate(t) * (-seen).exp()
+
+    def nelbo_kernel(
+        self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
+    ) -> UniformBoundRows | None:
+        """For the leave-one-out posterior."""
+        if softmax_is != "loo":
+            return None
+        return UniformBoundRows(state.tokens, x0, *self._bound_scalars(t))
+
+    def _bound_scalars(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log e and the factor before the bracket of the module's formula, float64 (...)."""
+        log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)
+        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        rate = self._jump_rate(t) / self.num_states
+        return math.log(self.num_states) + log_alpha - log_noise, rate
 
     def _log_rho(self, t: Tensor, s: Tensor) -> Tensor:
         """log alpha_t / alpha_s, float64."""
