@@ -41,9 +41,7 @@ class Context(NamedTuple):
 
     def at(self, rows: Tensor) -> Context:
         """The context of some of the sequences, by a mask or by indices."""
-        picked = {
-            name: value[rows] for name, value in self._asdict().items() if value is not None
-        }
+        picked = {name: value[rows] for name, value in self._asdict().items() if value is not None}
         return Context(**picked)
 
 
@@ -53,13 +51,15 @@ class Backbone(Protocol):
     head: nn.Linear
     length: int
     time_conditioning: bool
+    noise_conditioning: bool
 
     def __call__(
         self, tokens: Tensor, *, level: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor:
         """Hidden states (B, L, D) of tokens (B, L) at levels (B,), ready for the head.
 
-        A backbone that knows classes takes `condition` besides, int64 (B,) with -1 for none.
+        A backbone that knows classes takes `condition` besides, int64 (B,) with -1 for none; one
+        with noise_conditioning takes `noise`, int64 (B, L).
         """
         ...
 
@@ -96,6 +96,7 @@ class Denoiser(nn.Module):
         process: the noise process.
         parameterization: what the logits mean.
         time_conditioning: whether the network sees the noise level; None: what the process needs.
+        noise_conditioning: whether it sees the noise tokens of lifted noise; None: likewise.
 
     Raises:
         UserError: if the head or the conditioning of the backbone does not fit.
@@ -107,8 +108,10 @@ class Denoiser(nn.Module):
         process: Process,
         parameterization: Parameterization,
         time_conditioning: bool | None = None,
+        noise_conditioning: bool | None = None,
     ) -> None:
         super().__init__()
+        noisy = process.noise_conditioned if noise_conditioning is None else noise_conditioning
         wanted = process.time_conditioned if time_conditioning is None else time_conditioning
         if backbone.head.out_features != process.num_states:
             raise UserError(
@@ -120,10 +123,16 @@ class Denoiser(nn.Module):
                 f"time_conditioning is {wanted} but the backbone was built with "
                 f"time_conditioning={backbone.time_conditioning}; give both the same value"
             )
+        if not noisy == process.noise_conditioned == backbone.noise_conditioning:
+            raise UserError(
+                f"{type(process).__name__} noise needs "
+                f"noise_conditioning={process.noise_conditioned}, got {noisy} and a backbone with "
+                f"{backbone.noise_conditioning}; build both from the same config"
+            )
         self.backbone = backbone
         self.process = process
         self.parameterization = parameterization
-        self.time_conditioning = wanted
+        self.time_conditioning, self.noise_conditioning = wanted, noisy
 
     def passes(self, length: int) -> int:
         """One."""
@@ -136,6 +145,8 @@ class Denoiser(nn.Module):
             level = shown_level(self.process, t).to(torch.float32).expand(state.tokens.shape[0])
         context = context or Context()
         known = {} if context.condition is None else {"condition": context.condition}
+        if self.noise_conditioning:
+            known["noise"] = state.noise
         return self.backbone(state.tokens, level=level, documents=context.documents, **known)
 
     def predict(self, hidden: Tensor, state: State, t: Tensor) -> Prediction:
@@ -170,7 +181,8 @@ class Denoiser(nn.Module):
     def on(self, schedule: Schedule) -> Denoiser:
         """The same network on another schedule: it sees only logit alpha, never t."""
         process = self.process.on(schedule)
-        return Denoiser(self.backbone, process, self.parameterization, self.time_conditioning)
+        made_of = (self.backbone, process, self.parameterization)
+        return Denoiser(*made_of, self.time_conditioning, self.noise_conditioning)
 
 
 def shown_level(process: Process, t: Tensor) -> Tensor:

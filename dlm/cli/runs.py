@@ -18,6 +18,7 @@ import yaml
 
 from dlm.cli.common import is_main_process, write_text
 from dlm.cli.compose import Config, compose, leaves
+from dlm.cli.vocabulary import CONDITIONS
 from dlm.errors import UserError
 
 CHANGEABLE = ("trainer.max_steps", "trainer.devices")
@@ -124,9 +125,11 @@ def _dated(name: str, resume: bool) -> Path:
 
 def _resolved(config: Config, values: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves after interpolation, with what the program had found out for the run."""
-    config.set("vocab", values["vocab"])
+    for name, value in values["vocab"].items():
+        config.set(f"vocab.{name}", value)
     config.set("run_dir", values["run_dir"])
-    config.set("denoiser.time_conditioning", values["denoiser"]["time_conditioning"])
+    for key in CONDITIONS:
+        config.set(key, values["denoiser"][key.partition(".")[2]])
     return dict(leaves(config.plain()))
 
 

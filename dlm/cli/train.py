@@ -25,7 +25,7 @@ from dlm.cli.common import number, request, say, screen, table, write_text
 from dlm.cli.compose import Config, compose
 from dlm.cli.runs import choose_folder, holds_run, resumed_config, save_config
 from dlm.cli.vocabulary import fill_in
-from dlm.data import Source, Tokenizer, class_names
+from dlm.data import Source, Tokenizer, class_names, token_counts
 from dlm.data.module import TextData
 from dlm.denoiser import Denoiser
 from dlm.errors import UserError
@@ -64,7 +64,7 @@ class TrainRequest:
     trainer: Mapping[str, Any]
     callbacks: Mapping[str, Any] | None
     logger: Mapping[str, Any] | None
-    vocab: Mapping[str, int | None]
+    vocab: Mapping[str, int | str | None]
     denoiser: Mapping[str, Any]
     name: str
     run_dir: str
@@ -139,7 +139,7 @@ def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
     source = build(config.plain("data"), trust=trust, path="data")
     maker = build(config.plain("tokenizer"), trust=trust, path="tokenizer")
     tokenizer = maker.load(source, mask=config.mentions("process", "vocab.mask_id"))
-    fill_in(config, tokenizer.size, tokenizer.mask_id)
+    fill_in(config, tokenizer.size, tokenizer.mask_id, lambda: token_counts(source, tokenizer))
     config.set("vocab.num_classes", len(class_names(source, tokenizer)))
     config.set("run_dir", str(folder))
     return request(TrainRequest, config.plain()), tokenizer

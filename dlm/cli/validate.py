@@ -76,7 +76,7 @@ def _fill_vocabulary(config: Config) -> str:
             origin = "a placeholder: the tokenizer is not loaded here; vocab.size=N sets it"
     if not isinstance(size, int) or isinstance(size, bool) or size < 2:
         raise UserError(f"vocab.size must be a number of states from 2 on, got {size!r}")
-    fill_in(config, size, size - 1 if mask else None)
+    fill_in(config, size, size - 1 if mask else None, lambda: [1.0] * size)
     return origin
 
 

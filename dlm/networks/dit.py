@@ -44,6 +44,7 @@ class DiT(nn.Module):
         depth: number of blocks.
         heads: H.
         time_conditioning: whether `forward` takes a noise level.
+        noise_conditioning: whether `forward` takes the noise token of each position (lifted noise).
         num_classes: classes that `forward` takes; 0 for none.
         mlp: SwiGLU, or GELU with as many parameters.
         mlp_ratio: hidden width of a GELU MLP in units of D; SwiGLU has two thirds of it.
@@ -66,6 +67,7 @@ class DiT(nn.Module):
         heads: int,
         *,
         time_conditioning: bool,
+        noise_conditioning: bool = False,
         num_classes: int = 0,
         mlp: Literal["swiglu", "gelu"] = "swiglu",
         mlp_ratio: float = 4.0,
@@ -94,6 +96,7 @@ class DiT(nn.Module):
         )
         self.length, self.width, self.depth, self.heads = length, width, depth, heads
         self.time_conditioning, self.num_classes = time_conditioning, num_classes
+        self.noise_conditioning = noise_conditioning
         self.backend: Backend = attention
         self.norm = NORMS[norm]
         self.head = nn.Linear(width, num_states, bias=False)
@@ -101,6 +104,9 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp, mlp_ratio, norm, qk_norm, dropout) for _ in range(depth)
         )
+        if noise_conditioning:
+            self.blank = nn.Parameter(torch.empty(width))
+            self.glimpse = nn.Parameter(torch.empty(width))
         if time_conditioning:
             self.level = LevelEmbedding(CONDITION_WIDTH)
         if num_classes:
@@ -118,6 +124,7 @@ class DiT(nn.Module):
         level: Tensor | None = None,
         documents: Tensor | None = None,
         condition: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of noisy tokens.
 
@@ -126,15 +133,27 @@ class DiT(nn.Module):
             level: float [B], logit of alpha, finite. Given if and only if time-conditioned.
             documents: int64 [B, L]; attention only inside equal ids of a row. None: one document.
             condition: int64 [B], classes below num_classes, -1 for none. None: all -1.
+            noise: int64 [B, L], what "noise" looks like at each position. Given if and only if
+                noise-conditioned. Where a token equals it, the token says next to nothing, and a
+                learned vector stands for it, plus its embedding times a learned one that starts
+                at 0: the network begins as one for masks.
 
         Returns:
             [B, L, D], normalised; `head` makes logits of it.
 
         Raises:
-            UserError: the sequence is too long, level is missing or not wanted, or a condition was
-                given to a network without classes.
+            UserError: the sequence is too long, level or noise is missing or not wanted, or a
+                condition was given to a network without classes.
         """
+        if (noise is not None) != self.noise_conditioning:
+            raise UserError(
+                f"noise_conditioning is {self.noise_conditioning}, but the noise tokens were "
+                f"{'missing' if noise is None else 'given'}; pass them exactly when it is on"
+            )
         x = F.embedding(tokens, self.table)
+        if noise is not None:
+            hidden = torch.addcmul(self.blank, self.glimpse, x).to(x.dtype)
+            x = torch.where((tokens == noise)[..., None], hidden, x)
         return self.encode(x, level=level, documents=documents, condition=condition)
 
     @property
@@ -253,6 +272,9 @@ class DiT(nn.Module):
         else:
             nn.init.zeros_(self.head.weight)
             nn.init.normal_(self.embedding.weight, std=INIT_STD)
+        if self.noise_conditioning:
+            nn.init.normal_(self.blank, std=INIT_STD)
+            nn.init.zeros_(self.glimpse)
         if self.time_conditioning or self.num_classes:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
