@@ -12,7 +12,7 @@ from tests.training.tiny import Loader, module, tensors, trainer, validation
 
 STEPS = 7
 EVEN = LowDiscrepancy()
-LEARNED = ImportanceSampled(bins=4, min_draws=2)
+LEARNED = ImportanceSampled(bins=4, min_draws=1)
 
 
 def run(
