@@ -178,7 +178,7 @@ def uniform_bound_kernel(  # noqa: D103
         counted = (at < K) & (at != z) & (at != x0)
         terms += tl.where(counted, _chi(w, scale * grown), 0.0)
         if DIFFERENTIATE:
-            moments += tl.where(counted, p * w / grown, 0.0)
+            moments += tl.where(counted, p * (e32 * p / grown), 0.0)
 
     w_x0 = -e * (others_x0 + p_z * clean) / (seen * clean)
     chi_x0 = _chi(w_x0, (1.0 + e * p_x0) / (seen * clean))
@@ -187,9 +187,11 @@ def uniform_bound_kernel(  # noqa: D103
 
     if DIFFERENTIATE:
         mean = tl.sum(moments, 0).to(tl.float64) * c * e
-        pull = (K + e) * (e / seen) * (e / seen)
-        g_z = tl.where(same, 0.0, p_z * pull)
-        g_x0 = tl.where(same, -others_z / clean * pull, e * clean * w_x0 / (1.0 + e * p_x0))
+        pull = e * (1.0 + (K + e) / seen)
+        g_z = tl.where(same, 0.0, pull * e * p_z / seen)
+        g_x0 = tl.where(
+            same, -c * pull * e * others_z / seen, -e * e * others_x0 / (1.0 + e * p_x0)
+        )
         factor = rate * tl.load(weight_ptr + row)
         to_z = (factor * p_z * (g_z * others_z - p_x0 * g_x0 - mean)).to(tl.float32)
         to_x0 = (factor * p_x0 * (g_x0 * others_x0 - p_z * g_z - mean)).to(tl.float32)
@@ -199,7 +201,8 @@ def uniform_bound_kernel(  # noqa: D103
         for start in range(0, K, BLOCK):
             at = start + tl.arange(0, BLOCK)
             p = tl.exp(_load(logits, at, K, -1) - top) * inverse
-            g = p * (factor32 * (slope * p + offset) / (1.0 + e32 * p) - mean32)
+            h = e32 * p / (1.0 + e32 * p)
+            g = p * (factor32 * h - mean32)
             g = tl.where(at == z, to_z, g)
             g = tl.where(at == x0, to_x0, g)
             tl.store(grad + at, g.to(grad_ptr.dtype.element_ty), mask=at < K)

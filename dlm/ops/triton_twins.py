@@ -13,15 +13,15 @@ y = x0 /= z:
     c    = 1 / (1 + e) if z = x0, else 1
 
 This is the bound of `dlm.processes.uniform` as a sum of terms that are not negative, so nothing
-cancels in float32, whatever alpha. Nor does it in the gradient, p_j (G_j - sum_y p_y G_y) with
+cancels in float32, whatever alpha. Its gradient is p_j (G_j - sum_y p_y G_y) with, up to a constant
+and with h = e p / (1 + e p),
 
-    G_y = rate c e w_y / (1 + e p_y)                                     y other than x0 and z
-    G_z = rate (K + e) e^2 p_z / (1 + e p_z)^2                           z != x0
-    G_x0 = rate e (1 + e) w_x0 / (1 + e p_x0)                            z != x0
-    G_x0 = -rate e^2 (1 - p_z) (K + e) / ((1 + e) (1 + e p_z)^2)         z = x0
+    G_y = rate c e h_y                                                       y other than x0 and z
+    G_z = rate e h_z (1 + (K + e) / (1 + e p_z)),  G_x0 = -rate e^2 (1 - p_x0) / (1 + e p_x0)
+    G_z = -rate c e^2 (1 - p_z) / (1 + e p_z) (1 + (K + e) / (1 + e p_z))    if z = x0
 
-as long as 1 - p of the two special states is summed from the others. (Do not differentiate the
-loss automatically: the terms that cancel by themselves here do so only on paper.)
+where 1 - p of the two special states is summed from the others. (Do not differentiate the loss
+automatically: what cancels on paper in these lines is large in float32.)
 
 Passes over K run in float32 whatever the logits are, scalars of a row in float64.
 Source: MDLM, arXiv:2406.07524, and UDLM, arXiv:2412.10193, for the two bounds.
@@ -126,19 +126,16 @@ def uniform_bound(
     if grad is None:
         return loss.float()
 
-    g = w / grown
-    mean = (p * g).scatter(-1, at_z, 0.0).scatter(-1, at_x0, 0.0).sum(-1).double() * c * e
-    g_z = torch.where(same, 0.0, p_z * (k + e) * (e / seen) ** 2)
-    g_x0 = torch.where(
-        same,
-        -others_z * (k + e) / (1 + e) * (e / seen) ** 2,
-        e * (1 + e) * w_x0 / (1 + e * p_x0),
-    )
+    h = to(e) * p / grown
+    mean = (p * h).scatter(-1, at_z, 0.0).scatter(-1, at_x0, 0.0).sum(-1).double() * c * e
+    pull = e * (1 + (k + e) / seen)
+    g_z = torch.where(same, 0.0, pull * e * p_z / seen)
+    g_x0 = torch.where(same, -c * pull * e * others_z / seen, -(e**2) * others_x0 / (1 + e * p_x0))
     factor = weight * rate
     to_z = factor * p_z * (g_z * others_z - p_x0 * g_x0 - mean)
     to_x0 = factor * p_x0 * (g_x0 * others_x0 - p_z * g_z - mean)
     mean = mean + p_z * g_z + p_x0 * g_x0
-    gradient = p * (to(factor * c * e) * g - to(factor * mean))
+    gradient = p * (to(factor * c * e) * h - to(factor * mean))
     gradient.scatter_(-1, at_z, to(to_z)).scatter_(-1, at_x0, to(to_x0))
     grad.copy_(gradient)
     return loss.float()
