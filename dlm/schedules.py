@@ -13,6 +13,7 @@ schedule that stops short of pure noise can still be asked for any level in (0, 
 | Cosine | 1 - cos(pi/2 (1 - t)) | MaskGIT |
 | Polynomial | 1 - t^power | power 1 is linear |
 | Geometric | exp(-sigma_min^(1-t) sigma_max^t) | SEDD; alpha(0) < 1 and alpha(1) > 0 |
+| Piecewise | straight between knots at even t | any curve: `dlm fit` writes one with even loss |
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -199,3 +201,72 @@ class Geometric(Schedule):
     @property
     def _log_ratio(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
+
+
+@final
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """Straight lines between knots at even times.
+
+    Args:
+        knots: alpha at t = 0, 1/n, ..., 1: from 1 down to 0, ever smaller.
+
+    Raises:
+        UserError: other ends, knots that do not fall, or fewer than two.
+    """
+
+    knots: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.knots) < 2 or self.knots[0] != 1 or self.knots[-1] != 0:
+            raise UserError(
+                "schedule.knots must be alpha at even times from 1 at t=0 to 0 at t=1, "
+                f"got {list(self.knots)}"
+            )
+        for k, (left, right) in enumerate(pairwise(self.knots)):
+            if not left > right:
+                raise UserError(
+                    f"schedule.knots must fall at every step, but knot {k} is {left} and knot "
+                    f"{k + 1} is {right}"
+                )
+
+    def log_one_minus_alpha(self, t: Tensor | float) -> Tensor:
+        """log of the noise, a sum of the noise of the knot before and a share of the step."""
+        _, noise = self._alpha_and_noise(_double(t))
+        return torch.log(noise)
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        """log alpha; from the noise where that is the smaller."""
+        alpha, noise = self._alpha_and_noise(_double(t))
+        small = noise < 0.5
+        low = torch.log1p(-torch.where(small, noise, 0.0))
+        return torch.where(small, low, torch.log(torch.where(small, 1.0, alpha)))
+
+    def dalpha(self, t: Tensor | float) -> Tensor:
+        """The slope of the line; at a knot that of the line after it."""
+        t = _double(t)
+        knots = self._table(t)
+        return knots.diff()[self._line(t)] * (len(self.knots) - 1)
+
+    def inverse(self, alpha: Tensor | float) -> Tensor:
+        """The place on the line that crosses this level."""
+        alpha = _double(alpha)
+        knots = self._table(alpha)
+        line = torch.bucketize(1 - alpha, 1 - knots[1:-1], right=True)
+        share = (knots[line] - alpha) / (knots[line] - knots[line + 1])
+        return (line + share) / (len(self.knots) - 1)
+
+    def _alpha_and_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Both are sums of terms of one sign: neither cancels at its end."""
+        knots, count = self._table(t), len(self.knots) - 1
+        line = self._line(t)
+        step = knots[line] - knots[line + 1]
+        alpha = knots[line + 1] + step * ((1 - t) * count - (count - 1 - line))
+        return alpha, (1 - knots[line]) + step * (t * count - line)
+
+    def _line(self, t: Tensor) -> Tensor:
+        count = len(self.knots) - 1
+        return (t.detach() * count).floor().long().clamp(0, count - 1)
+
+    def _table(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.knots, dtype=torch.float64, device=like.device)
