@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, final
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from dlm.denoiser import Context, Denoiser
 from dlm.ops.fused_head import fused_head
-from dlm.processes import Prediction, State
+from dlm.parameterizations import Parameterization
+from dlm.processes import Prediction, Process, State
 from dlm.processes.base import pick
+from dlm.schedules import Schedule
 
 
 class BatchLoss(NamedTuple):
@@ -59,24 +62,76 @@ class Objective(ABC):
             context: documents, if rows hold several.
         """
         batch, length = x0.shape
-        hidden = denoiser.hidden(state, t, context)
+        hidden = denoiser.hidden(state, t, context).flatten(0, 1)
         needed = denoiser.process.active(state) & (weight != 0)
-        index = needed.flatten().nonzero().squeeze(-1)
-        sequence = torch.div(index, length, rounding_mode="floor")
-        clean, noisy, times = x0.flatten()[index], state.tokens.flatten()[index], t[sequence]
-        weights = weight.flatten()[index].double()
-
-        def row_loss(logits: Tensor, at: slice) -> Tensor:
-            prediction = denoiser.parameterization(
-                logits, denoiser.process, State(noisy[at]), times[at]
-            )
-            return self.rows(prediction, clean[at])
-
+        where = needed.nonzero(as_tuple=True)
+        sequence = where[0]
+        if len(sequence) < batch * length:
+            hidden = hidden.index_select(0, sequence * length + where[1])
+        weights = weight[where].double()
+        levels = [value[sequence] for value in (t, *_levels(denoiser.process.schedule, t))]
+        noisy = [field[where] for field in state if field is not None]
         loss, rows = fused_head(
-            hidden.flatten(0, 1)[index], denoiser.backbone.head.weight, row_loss, weights
+            hidden,
+            denoiser.backbone.head.weight,
+            _row_loss(denoiser.process, denoiser.parameterization, self),
+            weights,
+            *(x0[where], *levels, *noisy),
         )
         sums = torch.zeros(batch, dtype=torch.float64, device=x0.device)
         return BatchLoss(loss, sums.index_add(0, sequence, rows * weights))
+
+
+def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return schedule.log_alpha(t), schedule.log_one_minus_alpha(t), schedule.dalpha(t)
+
+
+@lru_cache(maxsize=64)
+def _row_loss(process: Process, parameterization: Parameterization, objective: Objective):
+    """The objective as a function of logits and what is known per row; one object, compiled once.
+
+    Formulas ask their schedule; here it answers with levels computed once a batch, since in
+    compiled code every logit would pay for them.
+    """
+    known = _Known(process.schedule)
+    process = process.on(known)
+
+    def rows(logits: Tensor, x0: Tensor, t: Tensor, *rest: Tensor) -> Tensor:
+        levels, state = rest[:3], State(*rest[3:])
+        known.levels = (t, *levels)
+        loss = objective.rows(parameterization(logits, process, state, t), x0)
+        known.levels = None
+        return loss
+
+    return rows
+
+
+@final
+class _Known(Schedule):
+    """A schedule that has been told its values at one tensor of times."""
+
+    def __init__(self, base: Schedule) -> None:
+        self.base = base
+        self.levels: tuple[Tensor, ...] | None = None
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        told = self._told(t)
+        return self.base.log_alpha(t) if told is None else told[1]
+
+    def log_one_minus_alpha(self, t: Tensor | float) -> Tensor:
+        told = self._told(t)
+        return self.base.log_one_minus_alpha(t) if told is None else told[2]
+
+    def dalpha(self, t: Tensor | float) -> Tensor:
+        told = self._told(t)
+        return self.base.dalpha(t) if told is None else told[3]
+
+    def inverse(self, alpha: Tensor | float) -> Tensor:
+        return self.base.inverse(alpha)
+
+    def _told(self, t: Tensor | float) -> tuple[Tensor, ...] | None:
+        levels = self.levels  # read once: another thread may be telling it other times
+        return levels if levels is not None and levels[0] is t else None
 
 
 @final

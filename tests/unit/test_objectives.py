@@ -83,8 +83,8 @@ def test_chunk_size_changes_nothing(chunk):
     torch.manual_seed(0)
     hidden, weight = torch.randn(10, 4).double(), torch.randn(6, 4).double().requires_grad_()
     target, factors = torch.randint(0, 6, (10,)), torch.rand(10).double()
-    row_loss = lambda logits, at: -pick(logits.log_softmax(-1), target[at])  # noqa: E731
-    total, rows = fused_head(hidden, weight, row_loss, factors, chunk)
+    row_loss = lambda logits, target: -pick(logits.log_softmax(-1), target)  # noqa: E731
+    total, rows = fused_head(hidden, weight, row_loss, factors, target, chunk=chunk)
     (grad,) = torch.autograd.grad(total, weight)
     expected = -pick((hidden @ weight.T).log_softmax(-1), target)
     (reference,) = torch.autograd.grad((expected * factors).sum(), weight)
