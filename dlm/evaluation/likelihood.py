@@ -65,9 +65,9 @@ def sequence_nelbo(denoiser: Denoiser, batch: Batch, *, draws: int, seed: int) -
     linear = denoiser.on(Linear())
     context = Context(documents=batch.documents, condition=batch.condition)
     nats = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.tokens.device)
-    for level, key in _levels(batch.rows, draws, seed, "likelihood"):
+    for level, key in stratified(batch.rows, draws, seed, "likelihood"):
         t = level.clamp(T_MIN, 1 - T_MIN)
-        state = _noisy(linear.process, batch, t, key)
+        state = noised(linear.process, batch, t, key)
         nats += Elbo()(linear, batch.tokens, state, t, batch.valid, context).rows
     return nats / draws
 
@@ -94,10 +94,10 @@ def sequence_nelbo_steps(
     """
     linear = denoiser.on(Linear())
     nats = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.tokens.device)
-    for level, key in _levels(batch.rows, draws, seed, "steps"):
+    for level, key in stratified(batch.rows, draws, seed, "steps"):
         step = (level * steps).floor().clamp(max=steps - 1)
         t, s = 1 - step / steps, 1 - (step + 1) / steps
-        nats += _step_kl(linear, batch, _noisy(linear.process, batch, t, key), t, s)
+        nats += _step_kl(linear, batch, noised(linear.process, batch, t, key), t, s)
     return nats * (steps / draws)
 
 
@@ -137,9 +137,9 @@ def evaluate(
     denoiser.eval()
     try:
         for batch in batches:
-            batch = _to(batch, device)
+            batch = to_device(batch, device)
             tokens = batch.valid.sum(-1)
-            with _autocast(precision, device):
+            with autocast(precision, device):
                 continuous.update(sequence_nelbo(denoiser, batch, draws=draws, seed=seed), tokens)
                 if steps is not None:
                     nats = sequence_nelbo_steps(
@@ -165,7 +165,7 @@ def evaluate(
     )
 
 
-def _levels(rows: Tensor, draws: int, seed: int, purpose: str) -> Iterator[tuple[Tensor, Key]]:
+def stratified(rows: Tensor, draws: int, seed: int, purpose: str) -> Iterator[tuple[Tensor, Key]]:
     """Per draw: stratified numbers in [0, 1), float64 (B,), and the key of that draw's noise."""
     offset = Key(seed, torch.zeros_like(rows[:1])).fold(purpose).uniform()
     fraction = (offset + rows * GOLDEN) % 1.0
@@ -173,7 +173,8 @@ def _levels(rows: Tensor, draws: int, seed: int, purpose: str) -> Iterator[tuple
         yield (draw + fraction) / draws, Key(seed, rows).fold(purpose, draw)
 
 
-def _noisy(process: Process, batch: Batch, t: Tensor, key: Key) -> State:
+def noised(process: Process, batch: Batch, t: Tensor, key: Key) -> State:
+    """The batch at times (B,); positions that are not valid stay clean."""
     state = process.corrupt(batch.tokens, t[:, None], key=key)
     return process.pin(state, batch.tokens, ~batch.valid)
 
@@ -195,11 +196,12 @@ def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tenso
     return grid.sum(-1)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """All of a batch on a device."""
     return Batch(*(None if x is None else x.to(device) for x in batch))
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """Autocast as Lightning would do it under this name."""
     if precision not in AUTOCAST:
         raise UserError(f"precision must be one of {', '.join(AUTOCAST)}, got {precision}")
