@@ -26,11 +26,15 @@ class TinyBackbone(nn.Module):
 
     def __init__(self, process):
         super().__init__()
-        self.time_conditioning, self.length = process.time_conditioned, LENGTH
+        self.time_conditioning, self.noise_conditioning = (
+            process.time_conditioned,
+            process.noise_conditioned,
+        )
+        self.length = LENGTH
         self.embedding = nn.Embedding(process.num_states, WIDTH)
         self.head = nn.Linear(WIDTH, process.num_states, bias=False)
 
-    def forward(self, tokens, *, level=None, documents=None):
+    def forward(self, tokens, *, level=None, documents=None, noise=None):
         x = self.embedding(tokens)
         x = x + x.roll(1, 1) + x.roll(-1, 1)
         return torch.tanh(x if level is None else x + level[:, None, None] / 10)
