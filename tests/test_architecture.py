@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dlm"
 ORDER = [
     "errors", "files", "ops", "networks", "random", "schedules", "processes", "parameterizations",
-    "denoiser", "times", "objectives", "samplers", "lab", "spec", "data", "evaluation",
+    "denoiser", "guidance", "times", "objectives", "samplers", "lab", "spec", "data", "evaluation",
     "checkpoint", "interop", "training", "cli",
 ]  # fmt: skip
 ONLY = {
