@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dlm.denoiser import Context, Denoiser
 from dlm.ops.fused_head import fused_head
+from dlm.ops.triton_rows import RowKernel
 from dlm.parameterizations import Parameterization
 from dlm.processes import Prediction, Process, State
 from dlm.processes.base import pick
@@ -41,6 +42,10 @@ class Objective(ABC):
     @abstractmethod
     def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
         """Loss in nats of each row, shape (...), for clean tokens x0 (...)."""
+
+    def kernel(self, denoiser: Denoiser, state: State, t: Tensor, x0: Tensor) -> RowKernel | None:
+        """What computes `rows` at active positions (N,) from raw logits, where there is such."""
+        return None
 
     def __call__(
         self,
@@ -77,6 +82,7 @@ class Objective(ABC):
             _row_loss(denoiser.process, denoiser.parameterization, self),
             weights,
             *(x0[where], *levels, *noisy),
+            kernel=self.kernel(denoiser, State(*noisy), levels[0], x0[where]),
         )
         sums = torch.zeros(batch, dtype=torch.float64, device=x0.device)
         return BatchLoss(loss, sums.index_add(0, sequence, rows * weights))
@@ -143,6 +149,11 @@ class Elbo(Objective):
         """The integrand of the bound."""
         return prediction.process.nelbo(prediction, x0)
 
+    def kernel(self, denoiser: Denoiser, state: State, t: Tensor, x0: Tensor) -> RowKernel | None:
+        """The one of the process."""
+        meaning = denoiser.parameterization.softmax_is
+        return meaning and denoiser.process.nelbo_kernel(meaning, state, t, x0)
+
 
 @final
 @dataclass(frozen=True)
@@ -152,3 +163,8 @@ class CrossEntropy(Objective):
     def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
         """Cross-entropy of the denoiser, in whichever currency the network speaks."""
         return -pick(prediction.log_denoiser, x0)
+
+    def kernel(self, denoiser: Denoiser, state: State, t: Tensor, x0: Tensor) -> RowKernel | None:
+        """The one of the process."""
+        meaning = denoiser.parameterization.softmax_is
+        return meaning and denoiser.process.cross_entropy_kernel(meaning, state, t, x0)

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlm.ops.triton_rows import RowKernel, pays
+
 RowLoss = Callable[..., Tensor]  # logits (C, K) and what is known per row (C,) -> losses (C,)
 
 # Rows x states of a call. Compiling takes 5 to 15 seconds, once a row loss, and saves 5 to 10 ns a
 # logit on a CPU: from here on that is regained within about a hundred calls.
-COMPILE_FROM = 1 << 24
+COMPILE_FROM = 1 << 23
 
 
 def fused_head(
@@ -39,6 +41,7 @@ def fused_head(
     row_loss: RowLoss,
     weights: Tensor,
     *per_row: Tensor,
+    kernel: RowKernel | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of a row-wise loss of the logits hidden @ weight^T.
@@ -50,6 +53,7 @@ def fused_head(
             draws nothing. What is compiled is kept per function object: pass the same one again.
         weights: (N,) factors of the rows.
         per_row: (N,) tensors.
+        kernel: the same losses and their gradient from the logits in one call; taken where it pays.
         chunk: rows at a time; None picks it from K, dtype and device.
 
     Returns:
@@ -61,7 +65,7 @@ def fused_head(
     """
     grad = torch.is_grad_enabled()  # inside a Function, needs_input_grad is true under no_grad
     wanted = (grad and hidden.requires_grad, grad and weight.requires_grad)
-    return _apply(hidden, weight, row_loss, weights.double(), per_row, chunk, wanted)
+    return _apply(hidden, weight, row_loss, weights.double(), per_row, kernel, chunk, wanted)
 
 
 @torch.compiler.disable()  # an outer torch.compile would unroll the chunks
@@ -79,6 +83,7 @@ class _FusedHead(torch.autograd.Function):
         row_loss: RowLoss,
         weights: Tensor,
         per_row: tuple[Tensor, ...],
+        kernel: RowKernel | None,
         chunk: int | None,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
@@ -90,7 +95,9 @@ class _FusedHead(torch.autograd.Function):
         grad_w = torch.zeros_like(weight) if wanted[1] else None
         sizes = _sizes(h, w, chunk)
         step = (_with_gradient if any(wanted) else _without)(row_loss)
-        compiled = h.shape[0] * w.shape[0] >= COMPILE_FROM
+        if not pays(h.device, h.dtype):
+            kernel = None
+        compiled = kernel is None and h.shape[0] * w.shape[0] >= COMPILE_FROM
         buffer = torch.empty(min(sizes.chunk, len(h)), len(w), dtype=h.dtype, device=h.device)
         with torch.autocast(device, enabled=False), step.ready(compiled):
             for rows in _even(0, len(h), sizes.chunk):
@@ -98,6 +105,10 @@ class _FusedHead(torch.autograd.Function):
                 _multiply(h[rows], w, logits, sizes.columns)
                 for part in _even(rows.start, rows.stop, sizes.block):
                     here = logits[part.start - rows.start : part.stop - rows.start]
+                    if kernel is not None:
+                        grad = here if any(wanted) else None
+                        losses[part] = kernel(here, part, weights[part], grad)
+                        continue
                     known = [x[part] for x in per_row]
                     losses[part] = step(compiled, here, weights[part], *known)
                 if grad_h is not None:
@@ -125,7 +136,7 @@ class _FusedHead(torch.autograd.Function):
             grad_h = grad_h.to(ctx.dtype).mul_(scale)
         if grad_w is not None:
             grad_w = grad_w.mul_(scale)
-        return grad_h, grad_w, None, None, None, None, None
+        return grad_h, grad_w, None, None, None, None, None, None
 
 
 class _Sizes(NamedTuple):

@@ -7,6 +7,7 @@ not there.
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,17 +15,21 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor
 
-from dlm.ops import triton_rows, triton_twins
-from dlm.ops.triton_rows import RowKernel
+from dlm import Denoiser, State
+from dlm.networks import DiT
+from dlm.objectives import CrossEntropy, Elbo
+from dlm.ops import fused_head, triton_rows, triton_twins
+from dlm.parameterizations import Score
+from dlm.random import Key
+from tests.toys import absorbing, double, uniform
 from tests.unit.ops.triton_cases import (
     DTYPES,
     FITTING,
     KINDS,
     NOISE,
     SIZES,
-    Rows,
+    call,
     check,
     exact,
     kernel,
@@ -42,16 +47,6 @@ def interpret_triton() -> None:
     from dlm.ops import triton_kernels
 
     triton_rows._implementation = lambda logits: triton_kernels
-
-
-def call(made: RowKernel, rows: Rows, form: str) -> tuple[Tensor, Tensor]:
-    """Losses and gradient, the latter over the logits or beside them."""
-    logits, every = rows.logits.clone(), slice(0, len(rows.logits))
-    grad = logits if form == "in place" else torch.full_like(logits, torch.nan)
-    loss = made(logits, every, rows.weight, None if form == "loss only" else grad)
-    if form != "in place":
-        assert torch.equal(logits, rows.logits)
-    return loss, grad
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +169,58 @@ def test_kernels_run_on_cuda_and_up_to_32_bits(monkeypatch):
     assert triton_rows._implementation(torch.zeros(1)) is triton_twins
     monkeypatch.setattr(triton_rows, "_kernels", lambda: None)
     assert not triton_rows.pays(cuda, torch.float32)
+
+
+def test_importing_the_package_leaves_triton_alone():
+    code = (
+        "import sys, dlm, dlm.ops.triton_rows\n"
+        "[getattr(dlm, name) for name in dlm.__all__]\n"
+        "print('triton' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("case", FITTING, ids=repr)
+def test_the_driver_takes_the_kernel_where_it_pays(case, monkeypatch):
+    """Here the twin stands for the kernel: same loss and gradients, training and validating."""
+    name, parameterization, objective = case
+    process = absorbing(symbols=300) if name == "absorbing" else uniform(symbols=300)
+    torch.manual_seed(0)
+    network = DiT(process.num_states, 16, 32, 1, 2, time_conditioning=process.time_conditioned)
+    torch.nn.init.normal_(network.head.weight, std=0.3)
+    denoiser = Denoiser(network, process, parameterization)
+    x0, t = torch.randint(300, (4, 16)), double([0.1, 0.3, 0.6, 0.9])
+    state = process.corrupt(x0, t[:, None], key=Key(0, torch.arange(4)))
+    weight, calls = torch.rand(4, 16).double(), []
+
+    def train() -> tuple[torch.Tensor, torch.Tensor]:
+        loss = objective(denoiser, x0, state, t, weight).loss
+        grads = torch.autograd.grad(loss, list(denoiser.parameters()), allow_unused=True)
+        return loss.detach(), torch.cat([g.flatten() for g in grads if g is not None])
+
+    expected = train()
+    for function in ("cross_entropy", "uniform_bound"):
+        twin = getattr(triton_twins, function)
+        count = lambda *args, twin=twin: calls.append(args[-1]) or twin(*args)  # noqa: E731
+        monkeypatch.setattr(triton_twins, function, count)
+    assert torch.equal(train()[0], expected[0])
+    assert not calls
+    monkeypatch.setattr(fused_head, "pays", lambda device, dtype: True)
+    loss, grads = train()
+    assert len(calls) == 1
+    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
+    assert (grads - expected[1]).norm() < 1e-5 * expected[1].norm()
+    with torch.no_grad():
+        assert torch.equal(objective(denoiser, x0, state, t, weight).loss, loss)
+    assert len(calls) == 2
+    assert calls[-1] is None
+
+
+@pytest.mark.parametrize("objective", [Elbo(), CrossEntropy()], ids=repr)
+def test_a_score_has_no_kernel(objective):
+    """Its logits are not those of a posterior, whatever the process names."""
+    process = absorbing(symbols=7)
+    denoiser = Denoiser(DiT(8, 4, 32, 1, 2, time_conditioning=False), process, Score())
+    z, x0, t = torch.full((3,), 7), torch.arange(3), double([0.1, 0.5, 0.9])
+    assert objective.kernel(denoiser, State(z), t, x0) is None

@@ -26,7 +26,7 @@ FITTING = [
 
 
 class Rows(NamedTuple):
-    """What a kernel is given (its scalars aside), on the CPU."""
+    """What a kernel is given, its scalars aside."""
 
     process: Process
     logits: Tensor
@@ -34,6 +34,11 @@ class Rows(NamedTuple):
     t: Tensor
     x0: Tensor
     weight: Tensor
+
+    def cuda(self) -> "Rows":
+        """The same on the GPU."""
+        state, tensors = State(self.state.tokens.cuda()), (self.t, self.x0, self.weight)
+        return Rows(self.process, self.logits.cuda(), state, *(each.cuda() for each in tensors))
 
 
 def make(name: str, states: int, noise: float, kind: str, dtype: torch.dtype) -> Rows:
@@ -88,6 +93,16 @@ def exact(
     loss = objective.rows(prediction, rows.x0)
     (grad,) = torch.autograd.grad(loss, leaf, rows.weight)
     return loss.detach(), grad
+
+
+def call(made: RowKernel, rows: Rows, form: str) -> tuple[Tensor, Tensor]:
+    """Losses and gradient, the latter over the logits or beside them."""
+    logits, every = rows.logits.clone(), slice(0, len(rows.logits))
+    grad = logits if form == "in place" else torch.full_like(logits, torch.nan)
+    loss = made(logits, every, rows.weight, None if form == "loss only" else grad)
+    if form != "in place":
+        assert torch.equal(logits, rows.logits)
+    return loss, grad
 
 
 def check(rows: Rows, found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
