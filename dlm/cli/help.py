@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model",
     "evaluate": "bound the likelihood of a text: nats, perplexity, bits per byte",
     "generate": "write text with a trained model",
+    "fit": "measure a model's loss by noise level; fit a schedule and training times to it",
     "validate": "compose a config and build its model without memory or data",
     "export": "write a model folder from a checkpoint",
 }
@@ -39,6 +40,10 @@ EXAMPLES = {
         "dlm generate checkpoint=runs/demo/checkpoints/best.ckpt num=4 seed=1",
         "dlm generate checkpoint=model prompt='It was, of course,' sampler.temperature=0.8",
         "dlm generate checkpoint=model infill='The [MASK] sat on the [MASK].' output=out.jsonl",
+    ),
+    "fit": (
+        "dlm fit checkpoint=runs/demo/checkpoints/best.ckpt output=mine/schedule/fitted.yaml",
+        "dlm train --config-dir=mine schedule=fitted",
     ),
     "validate": (
         "dlm validate",
