@@ -198,11 +198,12 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (p / q).log(), 0.0).sum()
 
 
-def time_integral(law: Tensor, predictor: Predictor, rows: RowLoss, nodes: int = 60) -> Tensor:
+def time_integral(law: Tensor, predictor: Predictor, rows: RowLoss, nodes: int = 30) -> Tensor:
     """Integral over t in (0, 1) of the expected loss of every sequence: nothing is sampled.
 
-    The expectation over z is a sum; the integral is Gauss-Legendre in u with t = u^4, which tames
-    the logarithm of the uniform process at the clean end.
+    The expectation over z is a sum; the integral is Gauss-Legendre in u, t = u^4 / (u^4 + (1 -
+    u)^4), which tames the logarithm of the uniform process at the clean end and the square root of
+    the hybrid one at the noisy end.
 
     Args:
         law: the table, (V,) * L.
@@ -217,11 +218,13 @@ def time_integral(law: Tensor, predictor: Predictor, rows: RowLoss, nodes: int =
     clean = all_states(law.shape[0], law.ndim)
     points, weights = np.polynomial.legendre.leggauss(nodes)
     u, du = torch.from_numpy(points + 1) / 2, torch.from_numpy(weights) / 2
+    odds = u**4 + (1 - u) ** 4
+    grid, steps = u**4 / odds, du * 4 * (u * (1 - u)) ** 3 / odds**2
     total = torch.zeros(len(clean), dtype=torch.float64)
     noises = every_noise(process, law.ndim)
     for noise in noises:
         states = with_noise(all_states(process.num_states, law.ndim), noise)
-        for t, dt in zip(u**4, 4 * u**3 * du, strict=True):
+        for t, dt in zip(grid, steps, strict=True):
             times = t.expand(states.tokens.shape)
             prediction = predictor.predict(predictor.hidden(states, t[None]), states, times)
             chance = product_law(rows_of(channel(process, t, noise), clean))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dlm.denoiser import Context
 from dlm.errors import UserError
-from dlm.lab.exact import channel
+from dlm.lab.exact import noise_mass
 from dlm.processes import Prediction, Process, State
 
 
@@ -58,17 +58,12 @@ class Oracle:
     def hidden(self, state: State, t: Tensor, context: Context | None = None) -> Tensor:
         """Log leave-one-out posterior, float64 (B, L, K); the times are one for all or (B,)."""
         tokens, length = state.tokens, self.sequences.shape[1]
-        levels = t.reshape(-1).expand(tokens.shape[0])
-        noises = [None] * len(tokens) if state.noise is None else list(state.noise)
-        kernels = torch.stack(
-            [
-                channel(self.process, level, noise).expand(length, -1, -1)
-                for level, noise in zip(levels, noises, strict=True)
-            ]
-        ).log()  # B, L, K, K
-        batch = torch.arange(tokens.shape[0])[:, None, None]
-        position = torch.arange(length)
-        evidence = kernels[batch, position, self.sequences[None], tokens[:, None, :]]  # B, V^L, L
+        levels = t.reshape(-1)
+        rows = [slice(None)] if len(levels) == 1 else [slice(n, n + 1) for n in range(len(levels))]
+        parts = [
+            self._evidence(state.at(at), level) for at, level in zip(rows, levels, strict=True)
+        ]
+        evidence = torch.cat(parts)
         result = torch.full((*tokens.shape, self.process.num_states), -torch.inf).double()
         for i in range(length):
             others = evidence[:, :, :i].sum(-1) + evidence[:, :, i + 1 :].sum(-1) + self.log_law
@@ -77,6 +72,13 @@ class Oracle:
         impossible = result.amax(-1, keepdim=True) == -torch.inf
         clean = torch.arange(self.process.num_states) < self.symbols
         return torch.where(impossible & clean, 0.0, result).log_softmax(-1)
+
+    def _evidence(self, state: State, level: Tensor) -> Tensor:
+        """log q_t(z | x) of every sequence x and position, float64 (B, V^L, L)."""
+        z = state.tokens[..., None]
+        noise = noise_mass(self.process, level, state.noise).expand(*state.tokens.shape, -1)
+        kept = self.process.schedule.alpha(level) * (self.sequences == state.tokens[:, None])
+        return torch.log(kept + noise.gather(-1, z).squeeze(-1)[:, None])
 
     def predict(self, hidden: Tensor, state: State, t: Tensor) -> Prediction:
         """The rows as they are."""

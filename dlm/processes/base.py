@@ -201,8 +201,9 @@ class Process(ABC):
             return pick(prediction.log_denoiser, index).double()
         z, log_loo = prediction.state.tokens, prediction.log_loo
         evidence = self.evidence(prediction.state, prediction.t)
-        log_norm = torch.log1p(pick(log_loo, z).double().exp() * torch.expm1(evidence))
-        return pick(log_loo, index).double() + torch.where(index == z, evidence, 0.0) - log_norm
+        here = pick(log_loo, z).double()  # read once: its two gradients cancel, in float64
+        entry = torch.where(index == z, here + evidence, pick(log_loo, index).double())
+        return entry - torch.log1p(here.exp() * torch.expm1(evidence))
 
     @abstractmethod
     def ratios_to_loo(self, log_ratios: Tensor, state: State, t: Tensor) -> Tensor:

@@ -146,9 +146,9 @@ class Mixture(Process):
         log_base = self.log_base.to(log_loo.device)
         log_c = self._log_alpha(t) - masses.data
         shifted = log_loo - log_base.to(log_loo.dtype) + log_c[..., None].to(log_loo.dtype)
-        sigma = torch.log1p(shifted.exp())
-        total = (sigma * self._base(log_loo)).sum(-1).double()
-        s_z, s_x0 = pick(sigma, z).double(), pick(sigma, x0).double()
+        total = (torch.log1p(shifted.exp()) * self._base(log_loo)).sum(-1).double()
+        s_z = F.softplus(pick(log_loo, z).double() + log_c - log_base[z])
+        s_x0 = F.softplus(pick(log_loo, x0).double() + log_c - log_base[x0])
         base_x0, c = log_base[x0].exp(), log_c.exp()
         sp = F.softplus(log_c - log_base[x0])
         k = (c + base_x0) * sp - c * s_x0 - total

@@ -4,7 +4,7 @@ from dlm.samplers.base import OnStep, Prompt, Sampler, Samples
 from dlm.samplers.filters import MinP, Temperature, TopK, TopP
 from dlm.samplers.grid_sampler import GridSampler
 from dlm.samplers.grids import CosineGrid, EvenGrid, Grid
-from dlm.samplers.kernels import Ancestral, Kernel
+from dlm.samplers.kernels import Ancestral, Kernel, MaximalCoupling
 
 __all__ = [
     "Ancestral",
@@ -13,6 +13,7 @@ __all__ = [
     "Grid",
     "GridSampler",
     "Kernel",
+    "MaximalCoupling",
     "MinP",
     "OnStep",
     "Prompt",

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dlm.cli.compose import Config, compose
+from dlm.processes import pack_weights
 from dlm.random import Key
 from dlm.spec import build
 
@@ -28,6 +29,7 @@ def composed(*overrides: str) -> Config:
     masked = config.mentions("process", "vocab.mask_id")
     config.set("vocab.size", SYMBOLS + masked)
     config.set("vocab.mask_id", SYMBOLS if masked else None)
+    config.set("vocab.unigram", pack_weights([1.0, 2.0, 4.0]))
     return config
 
 

@@ -15,8 +15,9 @@ TINY = ("backbone.width=16", "backbone.depth=1", "backbone.heads=2", f"length={L
 def denoiser(*overrides: str) -> Denoiser:
     config = composed(*TINY, *overrides)
     spec = config.plain("denoiser")
-    conditioned = build(config.plain("process")).time_conditioned
-    spec["time_conditioning"] = spec["backbone"]["time_conditioning"] = conditioned
+    process = build(config.plain("process"))
+    spec["backbone"]["time_conditioning"] = process.time_conditioned
+    spec["backbone"]["noise_conditioning"] = process.noise_conditioned
     torch.manual_seed(0)
     made = build(spec)
     assert isinstance(made, Denoiser)
@@ -78,7 +79,7 @@ def test_times_are_functions_of_the_counter_in_range(times):
 def test_backbones_build_without_memory_and_say_their_cost(backbone, conditioned):
     with torch.device("meta"):
         spec = composed(f"backbone={backbone}").plain("backbone")
-        net = build(spec | {"time_conditioning": conditioned})
+        net = build(spec | {"time_conditioning": conditioned, "noise_conditioning": conditioned})
     assert net.time_conditioning is conditioned
     assert net.head.bias is None
     assert net.head.weight.device.type == "meta"

@@ -10,7 +10,7 @@ import torch
 from dlm import Prediction
 from dlm.lab import exact
 from tests.conformance.registry import SYMBOLS, built, every, key
-from tests.toys import correlated_law, double, everywhere
+from tests.toys import correlated_law, double, everywhere, some_noise
 
 LAW = correlated_law(SYMBOLS)
 
@@ -28,7 +28,10 @@ class TestEveryProcess:
     def test_denoiser_follows_bayes(self, setting):
         process, t, _, states, prediction, reachable = setting
         clean = exact.all_states(SYMBOLS, LAW.ndim)
-        weights = exact.channel(process, t)[clean[None], states.tokens[:, None]].prod(-1)
+        given = exact.rows_of(exact.channel(process, t, some_noise(process, LAW.ndim)), clean)
+        place = torch.arange(LAW.ndim)
+        chance = given[torch.arange(len(clean))[None, :, None], place, states.tokens[:, None]]
+        weights = chance.prod(-1)
         onehot = torch.nn.functional.one_hot(clean, process.num_states).double()
         joint = torch.einsum("nx,xlk->nlk", weights * LAW.flatten(), onehot)
         expected = joint / joint.sum(-1, keepdim=True)
@@ -48,11 +51,13 @@ class TestEveryProcess:
 
     def test_reverse_step_and_thinning_follow_bayes(self, setting):
         process, t, s, states, prediction, reachable = setting
-        forward = exact.product_law(exact.transition(process, s, t)[states.tokens])
-        joint = exact.noised_law(LAW, process, s)[:, None] * forward
+        noise = some_noise(process, LAW.ndim)
+        kernel = exact.transition(process, s, t, noise)
+        forward = exact.product_law(exact.rows_of(kernel, states.tokens))
+        joint = exact.noised_law(LAW, process, s, noise)[:, None] * forward
         reverse = (joint / joint.sum(0)).T[reachable]
         table = reverse.reshape(-1, *[process.num_states] * LAW.ndim)
-        bound = process.move_bound(t, s)
+        bound = process.move_bound(states, t, s)[..., None]
         stays = torch.nn.functional.one_hot(states.tokens, process.num_states).double()
         mixed = (1 - bound) * stays + bound * process.moved(prediction, s).exp()
         mixed = torch.where(process.active(states)[..., None], mixed, stays)[reachable]
@@ -66,7 +71,8 @@ class TestEveryProcess:
         process, t, _, states, prediction, _ = setting
         for x0 in exact.all_states(SYMBOLS, LAW.ndim)[::4]:
             clean = x0.expand_as(states.tokens)
-            possible = exact.channel(process, t)[clean, states.tokens] > 0
+            given = exact.rows_of(exact.channel(process, t, some_noise(process, LAW.ndim)), clean)
+            possible = given.gather(-1, states.tokens[..., None]).squeeze(-1) > 0
             expected = exact.bound_integrand(process, prediction.log_loo.exp(), clean, states, t)
             actual = process.nelbo(prediction, clean)
             assert torch.allclose(actual[possible], expected[possible], rtol=1e-9, atol=1e-11)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dlm import Absorbing, Prediction, State, Uniform, UserError
+from dlm.lab import exact
 from dlm.random import Key
 from dlm.schedules import Linear
 from tests.toys import double, processes
@@ -79,8 +80,9 @@ def test_float32_agrees_with_float64_in_value_and_gradient(process, t, ratios):
     loss64, grad64 = run(torch.float64)
     assert torch.allclose(loss32, loss64, rtol=2e-5, atol=1e-5)
     scale = grad64.abs().amax(-1, keepdim=True)
-    # Near t = 1 the whole gradient vanishes with alpha: there its absolute error is what counts.
-    assert ((grad32 - grad64).abs() <= 5e-5 * scale + 3e-7).all()
+    # Near t = 1 the whole gradient vanishes with alpha: there its absolute error is what counts. A
+    # posterior of 0.999 at x0 leaves 1e-4 of its gradient to the rounding of float32.
+    assert ((grad32 - grad64).abs() <= 1e-4 * scale + 3e-7).all()
 
 
 def test_at_full_noise_the_posteriors_coincide_and_at_none_the_denoiser_is_the_token():
@@ -98,18 +100,19 @@ def test_at_full_noise_the_posteriors_coincide_and_at_none_the_denoiser_is_the_t
 def test_corruption_follows_the_channel(process):
     x0 = torch.arange(7).repeat(2, 2000)
     t = double([[0.3], [0.8]])
-    z = process.corrupt(x0, t, key=Key(0, torch.arange(2))).tokens
-    kept = (z == x0).double().mean(-1)
-    chance = 0.0 if process.mask_id is not None else 1 / 7
-    expected = (1 - t) + t * chance
-    assert torch.allclose(kept, expected.squeeze(-1), atol=0.02)
-    assert z.min() >= 0
-    assert z.max() < process.num_states
-    prior = process.prior((2, 14000), key=Key(0, torch.arange(2))).tokens
-    if process.mask_id is not None:
-        assert (prior == process.mask_id).all()
-    else:
-        assert (torch.bincount(prior.flatten()) / 28000 - 1 / 7).abs().max() < 0.01
+    state = process.corrupt(x0, t, key=Key(0, torch.arange(2)))
+    assert state.tokens.min() >= 0
+    assert state.tokens.max() < process.num_states
+    for row in (0, 1):
+        expected = exact.channel(process, t[row, 0])  # the noise of the lifted process is even
+        for v in range(7):
+            drawn = state.tokens[row][x0[row] == v]
+            law = torch.bincount(drawn, minlength=process.num_states) / len(drawn)
+            assert torch.allclose(law.double(), expected[v], atol=0.04)
+    pure = process.prior((2, 14000), key=Key(0, torch.arange(2))).tokens
+    law = torch.bincount(pure.flatten(), minlength=process.num_states) / 28000
+    noise = process.noise_law(process.schedule.inverse(double(0.0)))
+    assert torch.allclose(law.double(), noise, atol=0.01)
 
 
 @pytest.mark.parametrize("process", processes(), ids=repr)
