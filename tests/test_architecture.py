@@ -18,7 +18,7 @@ PACKAGE = ROOT / "dlm"
 ORDER = [
     "errors", "files", "ops", "networks", "random", "schedules", "processes", "parameterizations",
     "denoiser", "guidance", "times", "objectives", "samplers", "lab", "spec", "data", "evaluation",
-    "checkpoint", "interop", "training", "cli",
+    "checkpoint", "classifier", "interop", "training", "cli",
 ]  # fmt: skip
 ONLY = {
     "errors": set(),

@@ -22,9 +22,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dlm.cli.help import configs_dir, default_choices, group_options, root_config
 from dlm.errors import UserError, nearest
 
-_FREE_TEXT = {"checkpoint", "infill", "name", "output", "prompt", "run_dir", "suffix"}
+_FREE_TEXT = {"checkpoint", "condition", "infill", "name", "output", "prompt", "run_dir", "suffix"}
 _PLACEHOLDER = re.compile(r"__free_text_\d+__")
-_FREE_LEAVES = {"path", "field", "name"}  # data.path, data.field, data.name, tokenizer.path, ...
+_FREE_LEAVES = {
+    "path",
+    "field",
+    "name",
+    "label",
+    "classifier",
+}  # data.path, data.field, data.name, tokenizer.path, ...
 
 
 @final

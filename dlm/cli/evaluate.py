@@ -1,7 +1,8 @@
 """`dlm evaluate checkpoint=P`: the likelihood bound, on the screen and as JSON.
 
 Without further keys it repeats the validation of the training: data, packing, length, precision,
-draws and their seed come from the checkpoint, and so does the number.
+draws and their seed come from the checkpoint, and so does the number. A model that knows classes
+is given those of the data, unless `condition=null`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 from rich.table import Table
 
@@ -39,6 +40,7 @@ class EvaluateRequest:
     checkpoint: str
     split: str
     output: str | None
+    condition: Literal["labels"] | None
     draws: int | None
     seed: int | None
     steps: int | None
@@ -67,12 +69,19 @@ def run(arguments: Sequence[str]) -> None:
     meta = loaded.meta
     source = _source(keys, meta)
     packing = build(meta["packing"], trust=keys.trust, path="packing")
-    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"])
+    classes = meta.get("classes", [])
+    labels = classes if keys.condition == "labels" else None
+    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"], classes=labels)
+    if labels and blocks[0].condition < 0:
+        raise UserError(
+            "the data has no classes to give to the model; name their field by data.label=FIELD, "
+            "or add condition=null for the bound without them"
+        )
     draws = meta["draws"] if keys.draws is None else keys.draws
     draws = default_draws(len(blocks)) if draws is None else draws
     likelihood = evaluate(
         loaded.denoiser,
-        _with_progress(blocks, keys.batch_size, draws * (1 if keys.steps is None else 2)),
+        _with_progress(blocks, keys, draws * (1 if keys.steps is None else 2)),
         num_bytes=blocks.num_bytes,
         num_sequences=len(blocks),
         draws=draws,
@@ -88,6 +97,7 @@ def run(arguments: Sequence[str]) -> None:
             "split": keys.split,
             "data": meta["data"] if keys.data is None else keys.data,
             "checkpoint": weights_hash(loaded.denoiser),
+            "condition": keys.condition if classes else None,
         }
         write_text(keys.output, json.dumps(record, indent=2, allow_nan=False) + "\n")
         say(console, f"wrote {keys.output}")
@@ -123,10 +133,10 @@ def _source(keys: EvaluateRequest, meta: Mapping[str, Any]) -> Any:
     return build(meta["data"], trust=keys.trust, path="data")
 
 
-def _with_progress(blocks: Blocks, batch_size: int, draws: int) -> Iterator[Batch]:
+def _with_progress(blocks: Blocks, keys: EvaluateRequest, draws: int) -> Iterator[Batch]:
     with progress_bar("evaluate", blocks.num_tokens * draws) as advance:
-        for batch in batches(blocks, batch_size):
-            yield batch
+        for batch in batches(blocks, keys.batch_size):
+            yield batch if keys.condition == "labels" else batch._replace(condition=None)
             advance(int(batch.valid.sum()) * draws)
 
 

@@ -2,7 +2,7 @@
 
 Text n is a function of the checkpoint, the sampler, the prompt, the seed and n: neither `num` nor
 `batch_size` changes it. A prompt and a suffix stand at the two ends of the sequence, an infill
-template at its beginning; the rest is written by the model.
+template at its beginning; the rest is written by the model, under guidance if that is asked for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from dlm.checkpoint import Loaded, load, weights_hash
 from dlm.cli.common import compose_arguments, pick_device, progress_bar, request, say, screen
+from dlm.cli.guide import Guidance, guided
 from dlm.data.tokenizers import Tokenizer
+from dlm.denoiser import Context
 from dlm.errors import UserError
 from dlm.evaluation.generation import Record, record_samples, write_records
 from dlm.random import Key
 from dlm.samplers import Prompt, Sampler
-from dlm.spec import build
+from dlm.spec import build, construct
 
 
 @final
@@ -34,6 +36,8 @@ class GenerateRequest:
     prompt: str | None
     suffix: str | None
     infill: str | None
+    condition: str | None
+    guidance: Mapping[str, Any]
     length: int | None
     seed: int
     output: str | None
@@ -90,6 +94,10 @@ def _generate(
 ) -> list[Record]:
     limit = loaded.denoiser.backbone.length
     tokens, frozen = (x.to(device) for x in make_template(loaded.tokenizer, keys, limit))
+    settings: Guidance = construct(Guidance, keys.guidance, path="guidance")
+    predictor, condition = guided(
+        loaded, settings, keys.condition, prompted=bool(frozen.any()), device=device
+    )
     name = weights_hash(loaded.denoiser)
     records: list[Record] = []
     with progress_bar("generate", keys.num * tokens.numel()) as advance:
@@ -99,10 +107,11 @@ def _generate(
             given = Prompt(tokens.expand(shape), frozen.expand(shape)) if frozen.any() else None
             done = len(rows) * tokens.numel() / sampler.calls
             samples = sampler(
-                loaded.denoiser,
+                predictor,
                 shape,
                 key=key,
                 prompt=given,
+                context=None if condition is None else Context(condition=rows * 0 + condition),
                 on_step=lambda *_, done=done: advance(done),
             )
             records += record_samples(
@@ -112,6 +121,8 @@ def _generate(
                 prompt=keys.given,
                 sampler=keys.sampler,
                 checkpoint=name,
+                condition=keys.condition,
+                guidance=keys.guidance,
             )
     return records
 

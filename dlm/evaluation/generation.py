@@ -32,6 +32,8 @@ def record_samples(
     prompt: str | None,
     sampler: Mapping[str, Any],
     checkpoint: str,
+    condition: str | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> list[Record]:
     """One JSON-ready record a sample.
 
@@ -42,6 +44,8 @@ def record_samples(
         prompt: what the user gave, None for nothing.
         sampler: the sampler as a plain `_target_` dict.
         checkpoint: name or hash of the model.
+        condition: name of the class that was asked for.
+        guidance: its settings.
     """
     fields = zip(samples.tokens.tolist(), samples.calls.tolist(), key.rows.tolist(), strict=True)
     return [
@@ -54,6 +58,8 @@ def record_samples(
             "calls": calls,
             "sampler": dict(sampler),
             "checkpoint": checkpoint,
+            "condition": condition,
+            "guidance": None if guidance is None else dict(guidance),
         }
         for tokens, calls, row in fields
     ]

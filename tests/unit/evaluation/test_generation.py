@@ -19,7 +19,14 @@ def test_a_record_tells_how_to_make_the_sample_again(tmp_path):
     samples = Samples(torch.tensor([[0, 1], [2, 3]]), torch.tensor([4, 3]))
     key = Key(7, torch.tensor([10, 11]))
     records = record_samples(
-        samples, key, Letters(), prompt="é", sampler={"steps": 4}, checkpoint="austen"
+        samples,
+        key,
+        Letters(),
+        prompt="é",
+        sampler={"steps": 4},
+        checkpoint="austen",
+        condition="Emma",
+        guidance={"scale": 2.0},
     )
     write_records(tmp_path / "deep" / "out.jsonl", records)
     lines = (tmp_path / "deep" / "out.jsonl").read_text(encoding="utf-8").splitlines()
@@ -32,6 +39,8 @@ def test_a_record_tells_how_to_make_the_sample_again(tmp_path):
         "calls": 3,
         "sampler": {"steps": 4},
         "checkpoint": "austen",
+        "condition": "Emma",
+        "guidance": {"scale": 2.0},
     }
     assert "é" in lines[0]
 
