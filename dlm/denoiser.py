@@ -145,7 +145,7 @@ class Denoiser(nn.Module):
             level = shown_level(self.process, t).to(torch.float32).expand(state.tokens.shape[0])
         context = context or Context()
         known = {} if context.condition is None else {"condition": context.condition}
-        if self.noise_conditioning:
+        if state.noise is not None:
             known["noise"] = state.noise
         return self.backbone(state.tokens, level=level, documents=context.documents, **known)
 

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from dlm.denoiser import Context, Denoiser
+from dlm.errors import UserError
 from dlm.ops.fused_head import fused_head
 from dlm.ops.triton_rows import RowKernel
 from dlm.parameterizations import Parameterization
 from dlm.processes import Prediction, Process, State
-from dlm.processes.base import pick
+from dlm.processes.base import pick, uncoupled
 from dlm.schedules import Schedule
+from dlm.weightings import Weighting
 
 
 class BatchLoss(NamedTuple):
@@ -42,6 +44,19 @@ class Objective(ABC):
     @abstractmethod
     def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
         """Loss in nats of each row, shape (...), for clean tokens x0 (...)."""
+
+    def refusal(self, process: Process) -> str | None:
+        """Why the loss is not defined for a process; None where it is."""
+        return None
+
+    def require(self, process: Process) -> None:
+        """Raise `UserError` where the loss is not defined for the process."""
+        if (refusal := self.refusal(process)) is not None:
+            raise UserError(refusal)
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The times at which the loss is defined, for drawn times (B,): all of them."""
+        return t
 
     def kernel(self, denoiser: Denoiser, state: State, t: Tensor, x0: Tensor) -> RowKernel | None:
         """What computes `rows` at active positions (N,) from raw logits, where there is such."""
@@ -66,6 +81,7 @@ class Objective(ABC):
             weight: (B, L) factors; rows with weight 0 cost nothing.
             context: documents, if rows hold several.
         """
+        self.require(denoiser.process)
         batch, length = x0.shape
         hidden = denoiser.hidden(state, t, context).flatten(0, 1)
         needed = denoiser.process.active(state) & (weight != 0)
@@ -168,3 +184,101 @@ class CrossEntropy(Objective):
         """The one of the process."""
         meaning = denoiser.parameterization.softmax_is
         return meaning and denoiser.process.cross_entropy_kernel(meaning, state, t, x0)
+
+
+@final
+@dataclass(frozen=True)
+class DiscreteElbo(Objective):
+    """The bound of the ancestral sampler with `steps` steps, even in t.
+
+    A draw of t stands for the step it falls in: K KL(q(z_s | z_t, x0) || p(z_s | z_t)), t and s its
+    ends. Its mean over t is the K-step bound, prior and reconstruction included; for K to infinity
+    the continuous one.
+
+    Args:
+        steps: K.
+
+    Raises:
+        UserError: for fewer than one step.
+
+    Source: Austin et al. 2021, arXiv:2107.03006 (D3PM).
+    """
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps must be at least 1, got {self.steps}")
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The noisy end of the step that t falls in."""
+        return (t * self.steps).ceil().clamp(min=1) / self.steps
+
+    def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """K times the divergence of the step."""
+        s = (prediction.t * self.steps - 1).round() / self.steps
+        return self.steps * prediction.process.bridge_kl(prediction, x0, s)
+
+
+@final
+@dataclass(frozen=True)
+class ScoreEntropy(Objective):
+    """SEDD's score entropy: the bound as a function of the ratios m(y) / m(z) alone.
+
+    Equal to the ELBO wherever the ratios come from a posterior; with parameterization=score it is
+    defined for any positive ratios, and still a bound.
+
+    Source: Lou et al. 2024, arXiv:2310.16834 (SEDD).
+    """
+
+    def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """The integrand of the bound."""
+        process, state, t = prediction.process, prediction.state, prediction.t
+        ratios = Prediction(process, state, t, log_ratios=prediction.log_ratios)
+        return process.nelbo(ratios, x0)
+
+
+@final
+@dataclass(frozen=True)
+class MaximalCoupling(Objective):
+    """The bound of sampler=maximal_coupling: valid, cheap, and for uniform noise not tight.
+
+    Two entries of the denoiser a row instead of a sum over K. Its minimiser is not the denoiser's
+    bound, so its value compares with no other; validation logs the bound of the process.
+
+    Source: Gourevitch et al. 2026, arXiv:2605.22765.
+    """
+
+    def refusal(self, process: Process) -> str | None:
+        """The law of the noise must not change with time."""
+        return uncoupled(process, "use objective=elbo")
+
+    def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """The integrand of the bound."""
+        return prediction.process.coupling_nelbo(prediction, x0)
+
+
+@final
+@dataclass(frozen=True)
+class Reweighted(Objective):
+    """The integrand of the bound times a factor: not a likelihood bound, often easier to train on.
+
+    Every weighting keeps the minimiser of a network that could represent it. Validation logs the
+    bound itself.
+
+    Args:
+        weighting: the factor.
+    """
+
+    weighting: Weighting
+
+    def refusal(self, process: Process) -> str | None:
+        """The weighting decides."""
+        return self.weighting.refusal(process)
+
+    def rows(self, prediction: Prediction, x0: Tensor) -> Tensor:
+        """Factor times integrand."""
+        process, state, t = prediction.process, prediction.state, prediction.t
+        loss = process.nelbo(prediction, x0)
+        factor = self.weighting.factor(process, state, x0, t)
+        return torch.where(process.active(state), loss * factor.to(loss.dtype), 0.0)

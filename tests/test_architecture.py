@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dlm"
 ORDER = [
     "errors", "files", "ops", "networks", "random", "schedules", "processes", "parameterizations",
-    "denoiser", "guidance", "times", "objectives", "samplers", "lab", "spec", "data", "evaluation",
-    "checkpoint", "classifier", "interop", "training", "cli",
+    "denoiser", "guidance", "times", "weightings", "objectives", "samplers", "lab", "spec", "data",
+    "evaluation", "checkpoint", "classifier", "interop", "training", "cli",
 ]  # fmt: skip
 ONLY = {
     "errors": set(),

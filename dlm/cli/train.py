@@ -139,7 +139,9 @@ def _complete(config: Config, folder: Path) -> tuple[TrainRequest, Tokenizer]:
     source = build(config.plain("data"), trust=trust, path="data")
     maker = build(config.plain("tokenizer"), trust=trust, path="tokenizer")
     tokenizer = maker.load(source, mask=config.mentions("process", "vocab.mask_id"))
-    fill_in(config, tokenizer.size, tokenizer.mask_id, lambda: token_counts(source, tokenizer))
+    fill_in(
+        config, tokenizer.size, tokenizer.mask_id, lambda: token_counts(source, tokenizer).tolist()
+    )
     config.set("vocab.num_classes", len(class_names(source, tokenizer)))
     config.set("run_dir", str(folder))
     return request(TrainRequest, config.plain()), tokenizer

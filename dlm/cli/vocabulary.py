@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from dlm.cli.compose import Config
 from dlm.errors import UserError
@@ -16,7 +16,7 @@ CONDITIONS = {
 
 
 def fill_in(
-    config: Config, size: int, mask_id: int | None, counts: Callable[[], Sequence[float]]
+    config: Config, size: int, mask_id: int | None, counts: Callable[[], Iterable[float]]
 ) -> None:
     """Set the vocabulary, and the conditionings to what the process needs where they are null.
 

@@ -151,12 +151,16 @@ class Absorbing(Process):
             loss = log_p.exp().sum(-1) - 1 - pick(log_p, x0)
         else:
             loss = -pick(prediction.log_loo, x0)
-        return torch.where(self.active(state), loss * self._reveal_rate(t).to(loss.dtype), 0.0)
+        return torch.where(self.active(state), loss * self.reveal_rate(t).to(loss.dtype), 0.0)
 
     def elbo_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
         """-alpha' / (alpha (1 - alpha)) where masked, 0 elsewhere."""
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         return torch.where(self.active(state), self._jump_rate(t) * (-log_noise).exp(), 0.0)
+
+    def dynamic_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """2 where masked."""
+        return torch.where(self.active(state), 2.0, 0.0).double()
 
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
         """(alpha_s - alpha_t) / (1 - alpha_t) (-log loo(x0)) where masked."""
@@ -168,7 +172,7 @@ class Absorbing(Process):
         self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor
     ) -> CrossEntropyRows:
         """Cross-entropy at the rate of the bound: where masked, both posteriors are the same."""
-        return CrossEntropyRows(x0, self._reveal_rate(t), self.mask_id)
+        return CrossEntropyRows(x0, self.reveal_rate(t), self.mask_id)
 
     def cross_entropy_kernel(
         self, softmax_is: Posterior, state: State, t: Tensor, x0: Tensor

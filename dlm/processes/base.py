@@ -29,6 +29,7 @@ from typing import ClassVar, Literal, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
+from dlm.errors import UserError
 from dlm.ops.triton_rows import RowKernel
 from dlm.random import Key
 from dlm.schedules import Schedule
@@ -248,6 +249,14 @@ class Process(ABC):
         reweighted objectives replace the factor.
         """
 
+    def dynamic_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """What GIDD's dynamic weighting puts in the place of `elbo_weight`, float64 (...).
+
+        Raises:
+            UserError: only noise with MASK has such weights.
+        """
+        raise UserError(f"{type(self).__name__} noise has no dynamic weights")
+
     def bridge_kl(self, prediction: Prediction, x0: Tensor, s: Tensor) -> Tensor:
         """KL(q(z_s | z_t, x0) || p(z_s | z_t)) in nats, (...): one term of the K-step bound.
 
@@ -281,7 +290,7 @@ class Process(ABC):
         lifted), not for uniform noise: there its perplexity compares with no other.
         """
         z = prediction.state.tokens
-        rate = self._reveal_rate(prediction.t)
+        rate = self.reveal_rate(prediction.t)
         left = -torch.expm1(self.log_denoiser_at(prediction, z))
         loss = left - torch.where(x0 != z, 1 + self.log_denoiser_at(prediction, x0), 0.0)
         return torch.where(self.active(prediction.state), loss * rate, 0.0)
@@ -316,7 +325,7 @@ class Process(ABC):
 
     # -- shared arithmetic ---------------------------------------------------------------------
 
-    def _reveal_rate(self, t: Tensor) -> Tensor:
+    def reveal_rate(self, t: Tensor) -> Tensor:
         """-alpha' / (1 - alpha), float64 (...): c(t, s) / (t - s) for s -> t."""
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         return -self.schedule.dalpha(t) * (-log_noise).exp()
@@ -330,6 +339,16 @@ class Process(ABC):
         log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         return log_alpha.to(dtype)[..., None], log_noise.to(dtype)[..., None]
+
+
+def uncoupled(process: Process, instead: str) -> str | None:
+    """Why maximal coupling is not defined for a process, and what to use `instead`; or None."""
+    if process.coupled:
+        return None
+    return (
+        f"maximal coupling needs noise of a constant law, {type(process).__name__} noise changes "
+        f"with time; {instead}"
+    )
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:

@@ -115,6 +115,13 @@ class Hybrid(Mixture):
         """0 at alpha = 0; infinite otherwise, since the prior never shows a clean token."""
         return math.inf if alpha > 0 else 0.0
 
+    def dynamic_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
+        """2 at MASK, 1 at other noise, B / (K - 1) exp(-logit(alpha) / 2) at a clean token."""
+        log_r = self.schedule.log_one_minus_alpha(t) - self._log_alpha(t)
+        clean = torch.exp(self._log_b + log_r / 2) / (self.num_states - 1)
+        noise = torch.where(state.tokens == self.mask_id, 2.0, 1.0).double()
+        return torch.where(state.tokens == x0, clean, noise)
+
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
         return replace(self, schedule=schedule)

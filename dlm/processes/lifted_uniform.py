@@ -174,7 +174,7 @@ class LiftedUniform(Process):
         log_p = prediction.log_ratios - (log_alpha - log_noise)
         left = log_p.scatter(-1, noise[..., None], -torch.inf).exp().sum(-1)
         loss = left - torch.where(x0 != noise, 1 + pick(log_p, x0), 0.0)
-        return torch.where(self.active(state), loss.double() * self._reveal_rate(t), 0.0)
+        return torch.where(self.active(state), loss.double() * self.reveal_rate(t), 0.0)
 
     def elbo_weight(self, state: State, x0: Tensor, t: Tensor) -> Tensor:
         """Where x == u: beta / (1 - alpha), or beta where x0 == u too; 0 elsewhere."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.processes import Prediction, Process, State
+from dlm.processes.base import uncoupled
 
 
 class Kernel(ABC):
@@ -78,11 +79,8 @@ class MaximalCoupling(Kernel):
 
     def bound(self, process: Process, state: State, t: Tensor, s: Tensor) -> Tensor:
         """c(t, s)."""
-        if not process.coupled:
-            raise UserError(
-                f"maximal coupling needs noise of a constant law, {type(process).__name__} noise "
-                "changes with time; use sampler=ancestral"
-            )
+        if (refusal := uncoupled(process, "use sampler=ancestral")) is not None:
+            raise UserError(refusal)
         return process.coupling_chance(t, s).expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:

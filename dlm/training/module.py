@@ -82,6 +82,7 @@ class DiffusionModule(lightning.LightningModule):
         payload: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        objective.require(denoiser.process)
         self.denoiser, self.objective, self.times = denoiser, objective, times
         self.optimizer, self.lr, self.seed, self.batch_size = optimizer, lr, seed, batch_size
         self.draws, self.num_bytes, self.validation_seed = draws, num_bytes, validation_seed
@@ -92,17 +93,17 @@ class DiffusionModule(lightning.LightningModule):
         length = denoiser.backbone.length
         self.speed = Speed(denoiser.backbone.flops_per_token(length))
         self._unit = float(batch_size * length)
-        self._window, self._totals = Window(), LikelihoodTotals()
-        self._sums: list[float] = []  # loss, tokens, positions of the step, norm of its gradient
+        self._window, self._totals, self._sums = Window(), LikelihoodTotals(), list[float]()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch: its sum over valid tokens, in nats, over a constant."""
         seed_dropout(self.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
         by = {"seed": self.seed, "batch_size": self.batch_size, "memory": self.memory}
-        t, weight = draw = self.times(batch.rows, **by)
+        draw = self.times(batch.rows, **by)
+        t, weights = self.objective.snap(draw.t), batch.valid * draw.weight[:, None]
         state = corrupt(self.denoiser.process, batch, t, self.seed)
-        context, weights = known(batch, self.unlabelled, self.seed), batch.valid * weight[:, None]
-        result = self.objective(self.denoiser, batch.tokens, state, t, weights, context)
+        seen = (state, t, weights, known(batch, self.unlabelled, self.seed))
+        result = self.objective(self.denoiser, batch.tokens, *seen)
         self._window.add(batch, result.rows.sum(), self.memory.sums(draw, result.rows))
         return result.loss / self._unit
 
