@@ -263,8 +263,9 @@ class MaximalCoupling(Objective):
 class Reweighted(Objective):
     """The integrand of the bound times a factor: not a likelihood bound, often easier to train on.
 
-    Every weighting keeps the minimiser of a network that could represent it. Validation logs the
-    bound itself.
+    A factor of the noise level alone (`Simple`, `Sigmoid`) keeps the minimiser of a network that
+    can represent it; one that looks at x0 (`Clip`, `Dynamic`) keeps it for masks and shifts it for
+    other noise. Validation logs the bound itself.
 
     Args:
         weighting: the factor.
