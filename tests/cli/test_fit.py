@@ -7,21 +7,29 @@ import torch
 import yaml
 
 from dlm.checkpoint import load
-from dlm.schedules import Piecewise
+from dlm.cli import fit
+from dlm.cli.main import main
+from dlm.evaluation.profile import measure_profile
+from dlm.schedules import Linear, Piecewise
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, checkpoint):
     """A folder of configs with a schedule and times, as `dlm fit` writes them."""
-    from dlm.cli.main import main
-
     folder = tmp_path_factory.mktemp("my configs")
     output = folder / "schedule" / "fitted.yaml"
     assert main(["fit", f"checkpoint={checkpoint}", f"output={output}", "bins=8", "draws=400"]) == 0
     return folder
 
 
-def test_it_shows_the_loss_and_says_what_to_do_next(dlm, checkpoint, tmp_path):
+def test_it_shows_the_loss_and_says_what_to_do_next(dlm, checkpoint, tmp_path, monkeypatch):
+    """The density is for the schedule of the checkpoint, not for the fitted one."""
+    measured = []
+    monkeypatch.setattr(
+        fit,
+        "measure_profile",
+        lambda *a, **k: measured.append(measure_profile(*a, **k)) or measured[0],
+    )
     output = tmp_path / "schedule" / "mine.yaml"
     result = dlm("fit", f"checkpoint={checkpoint}", f"output={output}", "bins=4", "draws=200")
     assert result.code == 0
@@ -29,10 +37,13 @@ def test_it_shows_the_loss_and_says_what_to_do_next(dlm, checkpoint, tmp_path):
     assert "std over t, Linear" in result.out
     assert f"dlm train --config-dir={tmp_path} schedule=mine" in result.out
     assert f"dlm train --config-dir={tmp_path} times=mine" in result.out
+    (profile,) = measured
     knots = yaml.safe_load(output.read_text())["knots"]
-    assert len(knots) == 5
+    assert tuple(knots) == profile.flat_schedule().knots
     times = yaml.safe_load((tmp_path / "times" / "mine.yaml").read_text())
-    assert len(times["density"]) == times["bins"] == 4
+    assert times["bins"] == 4
+    assert times["density"] == pytest.approx(profile.density(Linear()), abs=1e-6)
+    assert times["density"] != pytest.approx(profile.density(Piecewise(tuple(knots))), rel=1e-3)
 
 
 def test_the_seed_and_not_the_batch_decides(dlm, checkpoint, tmp_path):

@@ -70,10 +70,9 @@ def test_piecewise_goes_through_its_knots_and_keeps_its_digits_at_both_ends():
     assert alpha.item() == pytest.approx(0.1 * 2.0**-40, rel=1e-12)
     assert schedule.log_alpha(double(1.0)) == -torch.inf
     assert schedule.log_one_minus_alpha(double(0.0)) == -torch.inf
-    third = Piecewise((1.0, 0.5, 0.25, 0.0))  # 3 t is not exact
-    assert third.log_alpha(double(1 - 2.0**-40)).exp().item() == pytest.approx(
-        0.75 * 2.0**-40, rel=1e-12
-    )
+    third = Piecewise((1.0, 0.5, 0.25, 0.0))
+    last = third.log_alpha(double(1 - 2.0**-53)).exp()  # 3 t rounds to 3, 3 (1 - t) is exact
+    assert last.item() == pytest.approx(0.75 * 2.0**-53, rel=1e-12)
 
 
 def test_even_knots_are_the_linear_schedule():
