@@ -46,12 +46,14 @@ class Context(NamedTuple):
 
 
 class Backbone(Protocol):
-    """A bidirectional network that returns hidden states; loss and sampler apply the head."""
+    """A bidirectional network that returns hidden states; loss and sampler apply the head.
+
+    One for the lifted process has `noise_conditioning = True` besides.
+    """
 
     head: nn.Linear
     length: int
     time_conditioning: bool
-    noise_conditioning: bool
 
     def __call__(
         self, tokens: Tensor, *, level: Tensor | None = None, documents: Tensor | None = None
@@ -123,11 +125,12 @@ class Denoiser(nn.Module):
                 f"time_conditioning is {wanted} but the backbone was built with "
                 f"time_conditioning={backbone.time_conditioning}; give both the same value"
             )
-        if not noisy == process.noise_conditioned == backbone.noise_conditioning:
+        takes = getattr(backbone, "noise_conditioning", False)
+        if not noisy == process.noise_conditioned == takes:
             raise UserError(
                 f"{type(process).__name__} noise needs "
                 f"noise_conditioning={process.noise_conditioned}, got {noisy} and a backbone with "
-                f"{backbone.noise_conditioning}; build both from the same config"
+                f"{takes}; build both from the same config"
             )
         self.backbone = backbone
         self.process = process

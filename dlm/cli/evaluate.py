@@ -28,7 +28,7 @@ from dlm.cli.common import (
 )
 from dlm.data import Batch, Blocks, batches, prepare
 from dlm.errors import UserError
-from dlm.evaluation import Likelihood, default_draws, evaluate
+from dlm.evaluation import Bound, Likelihood, default_draws, evaluate
 from dlm.spec import build
 
 
@@ -44,6 +44,7 @@ class EvaluateRequest:
     draws: int | None
     seed: int | None
     steps: int | None
+    bound: Bound
     precision: str | None
     batch_size: int
     device: str | None
@@ -87,6 +88,7 @@ def run(arguments: Sequence[str]) -> None:
         draws=draws,
         seed=meta["validation_seed"] if keys.seed is None else keys.seed,
         steps=keys.steps,
+        bound=keys.bound,
         precision=meta["precision"] if keys.precision is None else keys.precision,
     )
     console = screen()
@@ -120,6 +122,8 @@ def likelihood_table(title: str, result: Likelihood) -> Table:
         "counted": result.counting,
         "draws, seed": f"{result.draws} a sequence, seed {result.seed}",
     }
+    if not result.comparable:
+        rows["comparable"] = f"no: the bound of {result.bound} is valid, but not tight"
     if result.steps is not None:
         rows[f"bound of {result.steps} steps"] = (
             f"{number(result.nelbo_steps)}   perplexity {number(result.ppl_steps, 2)}"

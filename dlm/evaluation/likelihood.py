@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ from dlm.data import Batch
 from dlm.denoiser import Context, Denoiser
 from dlm.errors import UserError
 from dlm.evaluation.totals import Likelihood, LikelihoodTotals, default_draws, perplexity
-from dlm.objectives import Elbo
+from dlm.objectives import Elbo, MaximalCoupling
 from dlm.processes import Prediction, Process, State
 from dlm.random import Key
 from dlm.schedules import Linear
 from dlm.times import T_MIN
 
+Bound = Literal["elbo", "maximal_coupling"]
+BOUNDS = {"elbo": Elbo(), "maximal_coupling": MaximalCoupling()}
 GOLDEN = (math.sqrt(5) - 1) / 2  # the additive recurrence of least discrepancy
 STEP_ENTRIES = 2**21  # entries of the dense float64 posterior made at a time by the K-step bound
 AUTOCAST = {
@@ -50,7 +53,9 @@ AUTOCAST = {
 
 
 @torch.no_grad()
-def sequence_nelbo(denoiser: Denoiser, batch: Batch, *, draws: int, seed: int) -> Tensor:
+def sequence_nelbo(
+    denoiser: Denoiser, batch: Batch, *, draws: int, seed: int, bound: Bound = "elbo"
+) -> Tensor:
     """Unbiased estimate of the negative ELBO of each sequence.
 
     Args:
@@ -58,25 +63,26 @@ def sequence_nelbo(denoiser: Denoiser, batch: Batch, *, draws: int, seed: int) -
         batch: sequences; positions that are not valid are kept clean and not counted.
         draws: draws of t a sequence, at least 1.
         seed: of t and of the noise, together with `batch.rows`.
+        bound: that of the process, or that of maximal coupling.
 
     Returns:
         Nats summed over valid tokens, mean over draws, float64 (B,).
     """
-    linear = denoiser.on(Linear())
+    linear, objective = denoiser.on(Linear()), BOUNDS[bound]
     context = Context(documents=batch.documents, condition=batch.condition)
     nats = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.tokens.device)
     for level, key in stratified(batch.rows, draws, seed, "likelihood"):
         t = level.clamp(T_MIN, 1 - T_MIN)
         state = noised(linear.process, batch, t, key)
-        nats += Elbo()(linear, batch.tokens, state, t, batch.valid, context).rows
+        nats += objective(linear, batch.tokens, state, t, batch.valid, context).rows
     return nats / draws
 
 
 @torch.no_grad()
 def sequence_nelbo_steps(
-    denoiser: Denoiser, batch: Batch, *, steps: int, draws: int, seed: int
+    denoiser: Denoiser, batch: Batch, *, steps: int, draws: int, seed: int, bound: Bound = "elbo"
 ) -> Tensor:
-    """Unbiased estimate of the bound of the K-step ancestral sampler, for each sequence.
+    """Unbiased estimate of the bound of the K-step sampler, for each sequence.
 
     A draw takes one of the K steps, stratified as t is, and counts it K times.
 
@@ -86,6 +92,7 @@ def sequence_nelbo_steps(
         steps: K, the steps of the sampler on the even grid of alpha.
         draws: steps drawn a sequence, at least 1.
         seed: of the steps and of the noise, together with `batch.rows`.
+        bound: of the ancestral sampler, or of maximal coupling.
 
     Returns:
         Nats summed over valid tokens, mean over draws, float64 (B,).
@@ -97,7 +104,7 @@ def sequence_nelbo_steps(
     for level, key in stratified(batch.rows, draws, seed, "steps"):
         step = (level * steps).floor().clamp(max=steps - 1)
         t, s = 1 - step / steps, 1 - (step + 1) / steps
-        nats += _step_kl(linear, batch, noised(linear.process, batch, t, key), t, s)
+        nats += _step_kl(linear, batch, noised(linear.process, batch, t, key), t, s, bound)
     return nats * (steps / draws)
 
 
@@ -111,6 +118,7 @@ def evaluate(
     seed: int = 0,
     steps: int | None = None,
     precision: str = "32",
+    bound: Bound = "elbo",
 ) -> Likelihood:
     """The bound on a data set, on the device of the denoiser.
 
@@ -123,14 +131,16 @@ def evaluate(
         seed: of the draws; equal seeds give equal numbers, whatever the batches.
         steps: also the bound of the ancestral sampler with so many steps; None: without.
         precision: of the network: 32, bf16-mixed or 16-mixed (GPU).
+        bound: of the process and its ancestral sampler, or of maximal coupling.
 
     Raises:
-        UserError: for draws or steps below 1, an unknown precision, no tokens, or a bound that is
-            not finite.
+        UserError: for draws or steps below 1, an unknown precision, no tokens, a bound that is not
+            finite or not defined for the process.
     """
     draws = default_draws(num_sequences) if draws is None else draws
     if draws < 1 or (steps is not None and steps < 1):
         raise UserError(f"draws and steps must be at least 1, got draws={draws}, steps={steps}")
+    BOUNDS[bound].require(denoiser.process)
     device = next(denoiser.parameters()).device
     continuous, discrete = LikelihoodTotals(), LikelihoodTotals()
     training = denoiser.training
@@ -140,10 +150,11 @@ def evaluate(
             batch = to_device(batch, device)
             tokens = batch.valid.sum(-1)
             with autocast(precision, device):
-                continuous.update(sequence_nelbo(denoiser, batch, draws=draws, seed=seed), tokens)
+                nats = sequence_nelbo(denoiser, batch, draws=draws, seed=seed, bound=bound)
+                continuous.update(nats, tokens)
                 if steps is not None:
                     nats = sequence_nelbo_steps(
-                        denoiser, batch, steps=steps, draws=draws, seed=seed
+                        denoiser, batch, steps=steps, draws=draws, seed=seed, bound=bound
                     )
                     discrete.update(nats, tokens)
     finally:
@@ -151,6 +162,8 @@ def evaluate(
     result = replace(
         continuous.result(num_bytes, draws, seed),
         process=type(denoiser.process).__name__,
+        bound=bound,
+        comparable=bound == "elbo" or denoiser.process.shows_noise,
         precision=precision,
     )
     if steps is None:
@@ -179,9 +192,12 @@ def noised(process: Process, batch: Batch, t: Tensor, key: Key) -> State:
     return process.pin(state, batch.tokens, ~batch.valid)
 
 
-def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tensor) -> Tensor:
+def _step_kl(
+    denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tensor, bound: Bound
+) -> Tensor:
     """KL(q(z_s | z_t, x0) || p(z_s | z_t)) summed over valid tokens, nats, float64 (B,)."""
     process, shape = denoiser.process, batch.tokens.shape
+    divergence = process.bridge_kl if bound == "elbo" else process.coupling_kl
     context = Context(documents=batch.documents, condition=batch.condition)
     hidden = denoiser.hidden(state, t, context)
     grid = torch.zeros(shape, dtype=torch.float64, device=batch.tokens.device)
@@ -192,13 +208,14 @@ def _step_kl(denoiser: Denoiser, batch: Batch, state: State, t: Tensor, s: Tenso
         loo = denoiser.predict(hidden[row, column], here, t[row]).log_loo
         # float64: a small KL is a sum of large terms that cancel, and it is counted `steps` times
         exact = Prediction(process, here, t[row], log_loo=loo.double())
-        grid[row, column] = process.bridge_kl(exact, batch.tokens[row, column], s[row])
+        grid[row, column] = divergence(exact, batch.tokens[row, column], s[row])
     return grid.sum(-1)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """All of a batch on a device."""
-    return Batch(*(None if x is None else x.to(device) for x in batch))
+    parts = {name: x.to(device) for name, x in batch._asdict().items() if x is not None}
+    return batch._replace(**parts)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

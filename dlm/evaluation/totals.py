@@ -39,6 +39,8 @@ class Likelihood:
         draws: draws of t a sequence.
         seed: seed of the draws.
         process: class of the noise process.
+        bound: elbo, or maximal_coupling.
+        comparable: whether the bound is tight at the exact posterior, so that perplexities compare.
         precision: as Lightning names it.
         counting: what counts as a token.
         steps: steps of the sampler; None, as the next three, if that bound was not asked for.
@@ -62,6 +64,8 @@ class Likelihood:
     draws: int
     seed: int
     process: str | None = None
+    bound: str = "elbo"
+    comparable: bool = True
     precision: str | None = None
     counting: str = COUNTING
     steps: int | None = None

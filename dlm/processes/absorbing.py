@@ -43,6 +43,7 @@ class Absorbing(Process):
     mask_id: int  # pyright: ignore[reportIncompatibleVariableOverride]  (frozen: narrowing is safe)
     schedule: Schedule
     time_conditioned: ClassVar[bool] = False
+    shows_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_states < 2 or not 0 <= self.mask_id < self.num_states:

@@ -131,6 +131,7 @@ class Process(ABC):
     time_conditioned: ClassVar[bool]  # whether the network has to see the noise level
     noise_conditioned: ClassVar[bool] = False  # whether it has to see State.noise
     coupled: ClassVar[bool] = True  # whether maximal coupling keeps the marginals: pi is constant
+    shows_noise: ClassVar[bool] = False  # a noisy token is known to be (or to look like) noise
     num_states: int
     schedule: Schedule
     mask_id: int | None

@@ -45,6 +45,7 @@ class LiftedUniform(Process):
     mask_id: int | None = field(default=None, init=False)
     time_conditioned: ClassVar[bool] = True
     noise_conditioned: ClassVar[bool] = True
+    shows_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_states < 2:

@@ -12,7 +12,7 @@ from dlm.denoiser import Denoiser
 from dlm.errors import UserError
 from dlm.evaluation import evaluate, likelihood, sequence_nelbo, sequence_nelbo_steps
 from dlm.parameterizations import LeaveOneOut
-from dlm.processes import Absorbing, Uniform
+from dlm.processes import Absorbing, Hybrid, Uniform
 from dlm.random import Key
 from dlm.schedules import Cosine, Linear
 
@@ -258,14 +258,14 @@ def test_step_bound_does_not_depend_on_its_chunks(kind, monkeypatch):
 def test_times_stop_where_float32_losses_do(kind, level, kept, monkeypatch):
     model, data = denoiser(kind, Independent, SKEWED).float(), batch(draw(5, 16))
     draws = [(torch.full((5,), level).double(), Key(0, data.rows))]
-    monkeypatch.setattr(likelihood, "_levels", lambda *_: draws)
-    seen, elbo = [], likelihood.Elbo()
+    monkeypatch.setattr(likelihood, "stratified", lambda *_: draws)
+    seen, elbo = [], likelihood.BOUNDS["elbo"]
 
     def record(denoiser, x0, state, t, weight, context):
         seen.append(t)
         return elbo(denoiser, x0, state, t, weight, context)
 
-    monkeypatch.setattr(likelihood, "Elbo", lambda: record)
+    monkeypatch.setitem(likelihood.BOUNDS, "elbo", record)
     assert sequence_nelbo(model, data, draws=1, seed=0).isfinite().all()
     assert seen[0].tolist() == [kept] * 5
     steps = sequence_nelbo_steps(model, data, steps=3, draws=1, seed=0)
@@ -321,3 +321,29 @@ def test_wrong_options_are_refused_with_a_sentence(options, sentence):
     model = denoiser("absorbing", Independent, EVEN)
     with pytest.raises(UserError, match=sentence):
         evaluate(model, [batch(draw(2, 4))], num_bytes=None, num_sequences=2, **options)
+
+
+def test_the_coupled_bound_is_the_elbo_of_masks_and_looser_for_uniform_noise():
+    tokens, skewed = draw(300, 16, weights=SKEWED), {"num_bytes": None, "num_sequences": 300}
+    bounds = {}
+    for kind in ("absorbing", "uniform"):
+        model = denoiser(kind, Independent, SKEWED)
+        for bound in ("elbo", "maximal_coupling"):
+            bounds[kind, bound] = evaluate(model, [batch(tokens)], bound=bound, steps=4, **skewed)
+    masks, coupled = (bounds["absorbing", bound] for bound in ("elbo", "maximal_coupling"))
+    assert masks.nelbo == pytest.approx(coupled.nelbo)
+    assert masks.nelbo_steps == pytest.approx(coupled.nelbo_steps)
+    assert coupled.comparable
+    tight, loose = (bounds["uniform", bound] for bound in ("elbo", "maximal_coupling"))
+    assert loose.nelbo > tight.nelbo + 0.1
+    assert loose.nelbo_steps > tight.nelbo_steps + 0.05
+    assert tight.json()["comparable"] is True
+    assert loose.json()["comparable"] is False
+    assert loose.json()["bound"] == "maximal_coupling"
+
+
+def test_the_coupled_bound_is_refused_where_it_is_none():
+    process = Hybrid(V + 1, V, 0.2, Linear())
+    model = Denoiser(Independent(V + 1, True, SKEWED), process, LeaveOneOut())
+    with pytest.raises(UserError, match="constant law, Hybrid"):
+        evaluate(model, [], num_bytes=None, num_sequences=1, bound="maximal_coupling")
