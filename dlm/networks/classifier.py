@@ -3,8 +3,9 @@
     h = body(vectors, level)        vectors [B, L, D], level [B]     h [B, L, D]
     log p(y | z) = log_softmax(head(mean over positions of h))       [B, C]
 
-It takes embedded tokens, not tokens, so that guidance can differentiate it by its input. Padding is
-text to it: it is trained on whole rows.
+It takes embedded tokens, not tokens, so that guidance can differentiate it by its input. Their
+vectors are normalised: a MASK of another length than the words' would hide from the gradient what a
+word in its place would say. Padding is text to it: it is trained on whole rows.
 """
 
 from typing import final
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dlm.errors import UserError
 from dlm.networks.dit import DiT
+from dlm.networks.layers import rms_norm
 
 
 @final
@@ -53,8 +55,8 @@ class TextClassifier(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """The vectors that stand for the states, [K, D]."""
-        return self.body.table
+        """The vectors that stand for the states, [K, D], each of root mean square 1."""
+        return rms_norm(self.body.table)
 
     def forward(self, vectors: Tensor, level: Tensor) -> Tensor:
         """Log-probabilities of the classes, [B, C].
