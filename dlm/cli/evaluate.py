@@ -123,7 +123,7 @@ def likelihood_table(title: str, result: Likelihood) -> Table:
         "draws, seed": f"{result.draws} a sequence, seed {result.seed}",
     }
     if not result.comparable:
-        rows["comparable"] = f"no: the bound of {result.bound} is valid, but not tight"
+        rows["comparable"] = "no: valid, not tight"
     if result.steps is not None:
         rows[f"bound of {result.steps} steps"] = (
             f"{number(result.nelbo_steps)}   perplexity {number(result.ppl_steps, 2)}"
