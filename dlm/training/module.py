@@ -90,9 +90,8 @@ class DiffusionModule(lightning.LightningModule):
         self.unlabelled, self.metrics = condition_dropout, dict[str, float]()
         self.likelihood: Likelihood | None = None
         self.tokens_seen, self.memory = 0, times.memory()
-        length = denoiser.backbone.length
+        self._unit = float(batch_size * (length := denoiser.backbone.length))
         self.speed = Speed(denoiser.backbone.flops_per_token(length))
-        self._unit = float(batch_size * length)
         self._window, self._totals, self._sums = Window(), LikelihoodTotals(), list[float]()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
