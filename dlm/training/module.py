@@ -8,9 +8,8 @@ The order in Lightning 2.6: backward (fp16: unscale) -> `on_before_optimizer_ste
 `configure_gradient_clipping` -> step. The first hook divides, and stops the run at a loss that is
 not finite, before the weights change.
 
-Draws are functions of (seed, row), the learning rate of the step: the memory of losses that some
-times learn from is the one state to save. Metrics are logged before the callbacks see the end of
-the batch: a checkpoint has its row.
+Draws are functions of (seed, row), the learning rate of the step; what some times remember of past
+losses is the one state to save. Metrics are logged before callbacks see the end of the batch.
 """
 
 import math
