@@ -24,6 +24,7 @@ TINY = {
     "evaluate": ["draws=1"],
     "generate": ["sampler.steps=2", "num=1"],
     "export": [],
+    "fit": ["draws=128", "bins=6"],
 }
 STEPS = {"1000": "2", "1500": "3"}
 
