@@ -356,3 +356,47 @@ def test_bad_inputs_are_one_sentence():
         timed(tokens)
     with pytest.raises(UserError, match="noise level was given"):
         network(tokens, level=torch.zeros(1))
+
+
+class TestNoiseTokens:
+    """With noise_conditioning a token that equals its noise token is told from a clean one."""
+
+    tokens = torch.tensor([[1, 2, 3, 4]])
+
+    def test_at_the_start_a_noisy_token_is_a_blank_whatever_it_is(self):
+        network = build(noise_conditioning=True, perturbed=False)
+        other = torch.tensor([[1, 7, 3, 4]])
+        first, second = (
+            network(x, noise=torch.tensor([[0, x[0, 1], 0, 0]])) for x in (self.tokens, other)
+        )
+        assert torch.equal(first, second)
+        clean = network(self.tokens, noise=torch.zeros_like(self.tokens))
+        assert not torch.allclose(first, clean)
+
+    def test_once_trained_it_glimpses_at_the_noisy_token(self):
+        network = build(noise_conditioning=True)
+        other = torch.tensor([[1, 7, 3, 4]])
+        first, second = (
+            network(x, noise=torch.tensor([[0, x[0, 1], 0, 0]])) for x in (self.tokens, other)
+        )
+        assert not torch.allclose(first, second)
+
+    def test_where_tokens_differ_from_their_noise_it_is_the_plain_network(self):
+        network, plain = build(noise_conditioning=True), build()
+        plain.load_state_dict(
+            {k: v for k, v in network.state_dict().items() if k not in ("blank", "glimpse")}
+        )
+        given = network(self.tokens, noise=torch.zeros_like(self.tokens))
+        assert torch.equal(given, plain(self.tokens))
+
+    def test_both_vectors_learn_from_the_first_step(self):
+        network = build(noise_conditioning=True, perturbed=False)
+        network(self.tokens, noise=self.tokens).pow(3).sum().backward()
+        assert network.blank.grad.abs().max() > 0
+        assert network.glimpse.grad.abs().max() > 0
+
+    def test_noise_is_given_exactly_when_it_is_wanted(self):
+        with pytest.raises(UserError, match="noise tokens were missing"):
+            build(noise_conditioning=True)(self.tokens)
+        with pytest.raises(UserError, match="noise tokens were given"):
+            build()(self.tokens, noise=self.tokens)
