@@ -5,6 +5,7 @@ import torch
 
 from dlm import Absorbing, Prediction, State, Uniform, UserError
 from dlm.lab import exact
+from dlm.processes import Hybrid
 from dlm.random import Key
 from dlm.schedules import Linear
 from tests.toys import double, processes
@@ -113,6 +114,16 @@ def test_corruption_follows_the_channel(process):
     law = torch.bincount(pure.flatten(), minlength=process.num_states) / 28000
     noise = process.noise_law(process.schedule.inverse(double(0.0)))
     assert torch.allclose(law.double(), noise, atol=0.01)
+
+
+def test_even_noise_steps_over_a_mask_that_is_not_the_last_state():
+    process, t = Hybrid(5, 2, 0.5, Linear()), double(0.4)
+    x0 = torch.tensor([0, 1, 3, 4]).repeat(2, 3000)
+    z = process.corrupt(x0, t.expand(2, 1), key=Key(0, torch.arange(2))).tokens
+    expected = exact.channel(process, t)
+    for v in (0, 1, 3, 4):
+        law = torch.bincount(z[x0 == v], minlength=5) / (z[x0 == v]).numel()
+        assert torch.allclose(law.double(), expected[v], atol=0.02)
 
 
 @pytest.mark.parametrize("process", processes(), ids=repr)
