@@ -10,7 +10,7 @@ import torch
 
 from dlm.checkpoint import Loaded
 from dlm.denoiser import Predictor
-from dlm.errors import UserError, nearest
+from dlm.errors import UserError
 from dlm.guidance import ClassifierFree, ClassifierGuided
 
 
@@ -77,9 +77,7 @@ def class_id(name: str, classes: Sequence[str]) -> int:
         return classes.index(name)
     alike = [i for i, known in enumerate(classes) if known.casefold() == name.casefold()]
     if len(alike) != 1:
-        raise UserError(
-            f"there is no class {name!r}; {nearest(name, classes)} (known: {', '.join(classes)})"
-        )
+        raise UserError(f"there is no class {name!r}; choose from: {', '.join(classes)}")
     return alike[0]
 
 

@@ -152,7 +152,6 @@ def test_evaluate_wants_labels(refused, model, labelled_file):
     ("arguments", "sentence"),
     [
         (["condition=Middle"], "there is no class 'Middle'; choose from: High, Low"),
-        (["condition=Lov"], "did you mean 'Low'?"),
         (["condition=Low", "guidance.scale=-1"], "guidance.scale must be at least 0, got -1"),
         (["guidance.scale=2"], "condition=NAME (this model knows High, Low)"),
         (["guidance.drop=prompt"], "guidance.drop=prompt needs a prompt"),
