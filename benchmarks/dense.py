@@ -26,8 +26,8 @@ def absorbing_bound(
         alpha: 1 - t, (B, 1).
         mask_id: the state MASK.
     """
-    logits = logits.float()
-    no_mask = torch.zeros(logits.shape[-1], device=logits.device)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    no_mask = torch.zeros_like(logits[0, 0])
     no_mask[mask_id] = -1e6
     logits = logits + no_mask
     log_p = logits - torch.logsumexp(logits, -1, keepdim=True)

@@ -209,7 +209,7 @@ class _Step:
             return self._compiled(*args)
         except Exception as error:
             self._failed = True
-            reason = str(error).strip().split("\n")[0]
+            reason = " ".join(str(error).split("\n")[:2])
             warnings.warn(f"the loss runs eagerly, torch.compile failed: {reason}", stacklevel=2)
             return self._eager(*args)
 
