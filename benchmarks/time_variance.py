@@ -158,8 +158,8 @@ def header(args: argparse.Namespace) -> str:
         f"--pairs {args.pairs} --size {args.size} --draws {args.draws}`\n"
         f"- {args.pairs} pairs of batches of {args.size} sequences of the training text; density "
         f"and schedule from about {args.draws:,} sequences in {BINS} bins\n"
-        "- gradient variance: the expected squared norm of the deviation of the gradient of the loss "
-        "per token, not clipped"
+        "- gradient variance: the expected squared norm of the deviation of the gradient of the "
+        "loss per token, not clipped"
     )
 
 
