@@ -111,8 +111,9 @@ def test_thinning_is_the_posterior(process, levels):
     assert torch.allclose(mixed, process.posterior(prediction, s).exp(), atol=1e-12)
 
 
-def test_knowing_the_clean_token_gives_the_bridge(process):
-    t, s = double(0.6), double(0.25)
+@pytest.mark.parametrize("clean_end", [False, True])
+def test_knowing_the_clean_token_gives_the_bridge(process, clean_end):
+    t, s = double(0.6), process.schedule.inverse(double(1.0)) if clean_end else double(0.25)
     states, prediction, _ = everywhere(process, LAW, t)
     for x0 in exact.all_states(LAW.shape[0], LENGTH)[::5]:
         clean = x0.expand_as(states.tokens)
@@ -138,6 +139,23 @@ def test_bound_integrand(process):
         for made in (prediction, ratios):
             actual = process.nelbo(made, clean)
             assert torch.allclose(actual[possible], expected[possible], rtol=1e-9, atol=1e-11)
+
+
+def test_bound_is_its_weight_times_a_divergence(process):
+    t = double(0.37)
+    states, prediction, _ = everywhere(process, LAW, t)
+    kernel = exact.channel(process, t, some_noise(process, LENGTH)).expand(LENGTH, -1, -1)
+    model = torch.einsum("nlk,lkj->nlj", prediction.log_loo.exp(), kernel)
+    for x0 in exact.all_states(LAW.shape[0], LENGTH)[::5]:
+        clean = x0.expand_as(states.tokens)
+        given = exact.rows_of(kernel, clean)
+        kl = torch.where(given > 0, given * (given / model).log(), 0.0).sum(-1)
+        at = states.tokens[..., None]
+        ratio = (given.gather(-1, at) / model.gather(-1, at)).squeeze(-1)
+        expected = process.elbo_weight(states, clean, t) * (kl + ratio - ratio.log() - 1)
+        counts = process.active(states) & (given.gather(-1, at).squeeze(-1) > 0)
+        actual = process.nelbo(prediction, clean)
+        assert torch.allclose(actual[counts], expected[counts], rtol=1e-9, atol=1e-11)
 
 
 def test_prior_kl(process):

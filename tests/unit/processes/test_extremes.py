@@ -8,7 +8,7 @@ from dlm.lab import exact
 from dlm.processes import Hybrid
 from dlm.random import Key
 from dlm.schedules import Linear
-from tests.toys import double, processes
+from tests.toys import double, lifted, processes
 
 SIZES = [2, 50_257]
 CASES = [p for size in SIZES for p in processes(symbols=size)]
@@ -134,6 +134,15 @@ def test_pinning_is_idempotent_and_keeps_the_rest(process):
     assert torch.equal(process.pin(once, x0, where).tokens, once.tokens)
     assert (once.tokens[:, where] == 1).all()
     assert torch.equal(once.tokens[:, ~where], state.tokens[:, ~where])
+
+
+def test_a_pinned_token_is_known_to_be_clean_even_where_it_equals_its_noise():
+    process = lifted()
+    state = process.prior((2, 5), key=Key(0, torch.arange(2)))
+    where = torch.tensor([True, False, True, False, False]).expand(2, 5)
+    pinned = process.pin(state, state.tokens, where)  # every token is its own noise
+    assert torch.equal(pinned.tokens, state.tokens)
+    assert torch.equal(process.active(pinned), ~where)
 
 
 def test_processes_compare_by_their_settings():
