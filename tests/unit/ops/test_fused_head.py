@@ -82,6 +82,7 @@ def test_every_combination_compiles_and_is_near_the_dense_path(case, compiled):
     compare(*case)
 
 
+@pytest.mark.filterwarnings("error:the loss runs eagerly")
 def test_one_compilation_serves_every_number_of_rows(compiled):
     noise = process_of("uniform")
     denoiser = model(noise, LeaveOneOut())
