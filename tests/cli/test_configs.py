@@ -110,7 +110,7 @@ def test_mask_is_mentioned_by_the_process_that_needs_one():
             ["callbacks.chekpoint.every_n_train_steps=5"],
             "'callbacks.chekpoint.every_n_train_steps'",
         ),
-        (["data.path=x"], "the chosen data has no settings"),
+        (["objective.steps=5"], "the chosen objective has no settings"),
         (["process=unifrm"], "there is no process=unifrm; did you mean 'uniform'?"),
         (["backbone=huge"], "there is no backbone=huge; choose from: 1b, medium, nano"),
         (["+foo=1"], "there is no key 'foo'"),
