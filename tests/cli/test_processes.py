@@ -51,6 +51,19 @@ def test_the_prior_is_the_frequency_of_tokens(dlm, tiny, tmp_path, text_file):
     assert law[often] > 3 * law[rarely] > 0
 
 
+@pytest.mark.parametrize("objective", ["simple", "clipped", "discrete_elbo"])
+def test_validation_logs_the_bound_whatever_was_trained_on(dlm, tiny, tmp_path, objective):
+    run, output = tmp_path / "run", tmp_path / "bound.json"
+    keys = [*tiny, f"objective={objective}", f"run_dir={run}", "trainer.max_steps=1"]
+    assert dlm("train", *keys).code == 0
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'last.ckpt'}"
+    assert dlm("evaluate", checkpoint, f"output={output}").code == 0
+    bound = json.loads(output.read_text())["nelbo"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["nelbo"] == pytest.approx(bound, rel=1e-6)
+    assert bound > 1  # an untrained model of letters
+
+
 def test_the_coupled_bound_is_labelled(dlm, tiny, tmp_path):
     run, output = tmp_path / "run", tmp_path / "bound.json"
     keys = [*tiny, "process=uniform", LOO, "objective=maximal_coupling", "trainer.max_steps=1"]
