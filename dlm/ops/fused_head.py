@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -68,9 +69,18 @@ def fused_head(
     return _apply(hidden, weight, row_loss, weights.double(), per_row, kernel, chunk, wanted)
 
 
-@torch.compiler.disable()  # an outer torch.compile would unroll the chunks
 def _apply(*args: Any) -> tuple[Tensor, Tensor]:
-    return _FusedHead.apply(*args)  # pyright: ignore[reportReturnType]
+    """Outside any graph: an outer torch.compile would unroll the chunks.
+
+    Decorating it would load the compiler with this module, two seconds for who compiles nothing.
+    """
+    run = _undisturbed() if "torch._dynamo" in sys.modules else _FusedHead.apply
+    return run(*args)  # pyright: ignore[reportReturnType]
+
+
+@lru_cache(maxsize=1)
+def _undisturbed() -> Callable[..., Any]:
+    return torch.compiler.disable(_FusedHead.apply)
 
 
 @final
@@ -190,10 +200,11 @@ class _Step:
 
     def ready(self, compiled: bool) -> Any:
         """The context in which to call it."""
-        config = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage]
-        if not compiled or not hasattr(config, "trace_autograd_ops"):
+        if not compiled:
             return nullcontext()
-        return config.patch(trace_autograd_ops=True)
+        config = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage]
+        known = hasattr(config, "trace_autograd_ops")
+        return config.patch(trace_autograd_ops=True) if known else nullcontext()
 
     def __call__(self, compiled: bool, *args: Tensor) -> Tensor:
         """Losses of the rows, float64 (C,)."""
