@@ -357,6 +357,12 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index[..., None]).squeeze(-1)
 
 
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """logaddexp whose gradient is 0, not NaN, where both are -inf."""
+    nothing = (a == -torch.inf) & (b == -torch.inf)
+    return torch.logaddexp(a.masked_fill(nothing, 0.0), b).masked_fill(nothing, -torch.inf)
+
+
 def add_at(values: Tensor, index: Tensor, amount: Tensor) -> Tensor:
     """A copy of values (..., K) with `amount` (..., 1) added to one entry per row."""
     amount = amount.expand(*index.shape, 1).to(values.dtype)

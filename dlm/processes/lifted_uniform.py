@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, log_point, pick
+from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, log_add, log_point, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -154,7 +154,7 @@ class LiftedUniform(Process):
         log_denoiser, state = prediction.log_denoiser, prediction.state
         c = self.coupling_chance(prediction.t, s).to(log_denoiser.dtype)[..., None]
         stays = torch.log1p(-c) + log_point(state.tokens, log_denoiser)
-        opened = torch.logaddexp(torch.log(c) + log_denoiser, stays)
+        opened = log_add(torch.log(c) + log_denoiser, stays)
         return self._carried(opened, state)
 
     def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlm.processes.base import Prediction, Process, State, log_point, pick
+from dlm.processes.base import Prediction, Process, State, log_add, log_point, pick
 
 
 class Masses(NamedTuple):
@@ -204,7 +204,7 @@ class Mixture(Process):
         log_alpha = self.schedule.log_alpha(s).to(log_loo.dtype)[..., None]
         clean = self.schedule.log_one_minus_alpha(s) == -torch.inf
         masses = Masses(*(torch.where(clean, -torch.inf, mass) for mass in self.masses(s)))
-        return torch.logaddexp(log_loo + log_alpha, self._log_noise(masses, log_loo))
+        return log_add(log_loo + log_alpha, self._log_noise(masses, log_loo))
 
     def _at(self, masses: Masses, z: Tensor) -> Tensor:
         """Log of the mass at the token z, float64 (...)."""

@@ -28,7 +28,16 @@ from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.ops.triton_rows import UniformBoundRows
-from dlm.processes.base import LOG_FLOOR, Posterior, Prediction, Process, State, add_at, pick
+from dlm.processes.base import (
+    LOG_FLOOR,
+    Posterior,
+    Prediction,
+    Process,
+    State,
+    add_at,
+    log_add,
+    pick,
+)
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -186,7 +195,7 @@ class Uniform(Process):
         """log m_s without the floor: at s = 0 it is the posterior itself, zeros included."""
         log_alpha = self.schedule.log_alpha(s).to(log_loo.dtype)[..., None]
         log_noise = self.schedule.log_one_minus_alpha(s).to(log_loo.dtype)[..., None]
-        return torch.logaddexp(log_alpha + log_loo, log_noise - math.log(self.num_states))
+        return log_add(log_alpha + log_loo, log_noise - math.log(self.num_states))
 
 
 def _bound_of_loo(log_loo: Tensor, z: Tensor, x0: Tensor, log_e: Tensor) -> Tensor:

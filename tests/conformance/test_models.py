@@ -27,7 +27,7 @@ def denoiser(*overrides: str) -> Denoiser:
 def batch(model: Denoiser):
     clean = model.process.num_states - (model.process.mask_id is not None)
     x0 = torch.randint(0, clean, (4, LENGTH), generator=torch.Generator().manual_seed(0))
-    t = torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    t = torch.tensor([5e-4, 0.4, 0.7, 1.0], dtype=torch.float64)
     return x0, t, model.process.corrupt(x0, t[:, None], key=key(4))
 
 
