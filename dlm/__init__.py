@@ -10,15 +10,27 @@ if TYPE_CHECKING:
     from dlm.checkpoint import Loaded, export, load
     from dlm.denoiser import Context, Denoiser, Predictor
     from dlm.errors import UserError
-    from dlm.processes import Absorbing, Prediction, Process, State, Uniform
+    from dlm.processes import (
+        Absorbing,
+        Hybrid,
+        LiftedUniform,
+        Prediction,
+        Prior,
+        Process,
+        State,
+        Uniform,
+    )
 
 __all__ = [
     "Absorbing",
     "Context",
     "Denoiser",
+    "Hybrid",
+    "LiftedUniform",
     "Loaded",
     "Prediction",
     "Predictor",
+    "Prior",
     "Process",
     "State",
     "Uniform",
@@ -32,7 +44,16 @@ _HOMES = {
     "dlm.checkpoint": ("Loaded", "export", "load"),
     "dlm.denoiser": ("Context", "Denoiser", "Predictor"),
     "dlm.errors": ("UserError",),
-    "dlm.processes": ("Absorbing", "Prediction", "Process", "State", "Uniform"),
+    "dlm.processes": (
+        "Absorbing",
+        "Hybrid",
+        "LiftedUniform",
+        "Prediction",
+        "Prior",
+        "Process",
+        "State",
+        "Uniform",
+    ),
 }
 
 

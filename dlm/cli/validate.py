@@ -38,13 +38,13 @@ def run(arguments: Sequence[str]) -> None:
         config.set("run_dir", "runs/validate")
     values = config.plain()
     trust = ("dlm", *values["trust"])
-    for part in _PARTS:
-        build(values[part], trust=trust, path=part)
+    parts = {part: build(values[part], trust=trust, path=part) for part in _PARTS}
     check_trainer(values["trainer"])
     with torch.device("meta"):
         denoiser = build(values["denoiser"], trust=values["trust"], path="denoiser")
     if not isinstance(denoiser, Denoiser):
         raise UserError("denoiser._target_ must be dlm.Denoiser")
+    parts["objective"].require(denoiser.process)
     console = screen()
     console.print(table("parameters", _shapes(denoiser)))
     length, size = values["length"], values["batch_size"]

@@ -94,6 +94,9 @@ def test_what_is_not_defined_is_refused_with_a_sentence(dlm, tiny, tmp_path, key
     assert result.code == 2
     assert words in result.err
     assert not (run / "checkpoints").exists()
+    result = dlm("validate", *tiny, *keys)
+    assert result.code == 2
+    assert words in result.err
 
 
 def test_a_coupled_sampler_refuses_a_hybrid_model(dlm, tiny, tmp_path):
