@@ -75,10 +75,19 @@ def test_compiled_is_near_the_dense_path(case, compiled):
     compare(case[0], "leave_one_out", case[1])
 
 
+INDUCTOR_FAILS = [
+    ("uniform", "leave_one_out", "score_entropy"),
+    ("lifted_uniform", "leave_one_out", "score_entropy"),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:the loss runs eagerly")
 @pytest.mark.parametrize("case", list(itertools.product(*map(names, GROUPS))), ids=str)
-def test_every_combination_compiles_and_is_near_the_dense_path(case, compiled):
+def test_every_combination_compiles_and_is_near_the_dense_path(case, compiled, request):
+    if case in INDUCTOR_FAILS:
+        reason = "KeyError in the Inductor of torch 2.13; the loss warns and runs eagerly"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     compare(*case)
 
 
