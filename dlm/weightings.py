@@ -98,10 +98,10 @@ class Simple(Weighting):
 class Sigmoid(Weighting):
     """sigmoid(shift - logit alpha): more of the noisy levels, less of the nearly clean ones.
 
-    A decreasing function of the signal-to-noise ratio, as in the reweighted objectives of MD4's
-    authors.
+    The sigmoid weighting of continuous diffusion, in the signal-to-noise ratio of masked diffusion
+    (what Shi & Titsias carry over from there: factors that decrease with it).
 
-    Source: Shi & Titsias 2025, arXiv:2511.19664; Kingma & Gao 2023, arXiv:2303.00848.
+    Source: Kingma & Gao 2023, arXiv:2303.00848; Shi & Titsias 2025, arXiv:2511.19664 (masked).
     """
 
     shift: float = 0.0

@@ -16,11 +16,13 @@ from rich.table import Table
 
 from dlm.checkpoint import load, weights_hash
 from dlm.cli.common import (
+    as_text,
     compose_arguments,
     number,
     pick_device,
     progress_bar,
     request,
+    saved_source,
     say,
     screen,
     table,
@@ -63,12 +65,12 @@ def run(arguments: Sequence[str]) -> None:
         UserError: a checkpoint, data or a setting that does not fit.
     """
     config = compose_arguments("evaluate", arguments).plain()
-    keys = request(EvaluateRequest, {**config, "precision": _text(config["precision"])})
+    keys = request(EvaluateRequest, {**config, "precision": as_text(config["precision"])})
     device = pick_device(keys.device)
     loaded = load(keys.checkpoint, trust=keys.trust)
     loaded.denoiser.to(device)
     meta = loaded.meta
-    source = _source(keys, meta)
+    source = saved_source(keys.data, meta["data"], keys.trust)
     packing = build(meta["packing"], trust=keys.trust, path="packing")
     classes = meta.get("classes", [])
     labels = classes if keys.condition == "labels" else None
@@ -131,19 +133,8 @@ def likelihood_table(title: str, result: Likelihood) -> Table:
     return table(title, rows)
 
 
-def _source(keys: EvaluateRequest, meta: Mapping[str, Any]) -> Any:
-    if keys.data is not None:
-        return build(keys.data, trust=("dlm", *keys.trust), path="data")
-    return build(meta["data"], trust=keys.trust, path="data")
-
-
 def _with_progress(blocks: Blocks, keys: EvaluateRequest, draws: int) -> Iterator[Batch]:
     with progress_bar("evaluate", blocks.num_tokens * draws) as advance:
         for batch in batches(blocks, keys.batch_size):
             yield batch if keys.condition == "labels" else batch._replace(condition=None)
             advance(int(batch.valid.sum()) * draws)
-
-
-def _text(value: Any) -> Any:
-    """`precision=32` is a number to YAML and a name here."""
-    return str(value) if isinstance(value, int) else value

@@ -17,11 +17,13 @@ from rich.table import Table
 
 from dlm.checkpoint import load
 from dlm.cli.common import (
+    as_text,
     compose_arguments,
     number,
     pick_device,
     progress_bar,
     request,
+    saved_source,
     say,
     screen,
     table,
@@ -70,20 +72,15 @@ def run(arguments: Sequence[str]) -> None:
         UserError: a checkpoint, data or a setting that does not fit.
     """
     config = compose_arguments("fit", arguments).plain()
-    precision = config["precision"]
-    text = str(precision) if isinstance(precision, int) else precision  # 32 is a name here
-    keys = request(FitRequest, {**config, "precision": text})
+    keys = request(FitRequest, {**config, "precision": as_text(config["precision"])})
     device = pick_device(keys.device)
     loaded = load(keys.checkpoint, trust=keys.trust)
     loaded.denoiser.to(device)
     meta = loaded.meta
-    source = build(
-        meta["data"] if keys.data is None else keys.data,
-        trust=keys.trust if keys.data is None else ("dlm", *keys.trust),
-        path="data",
-    )
+    source = saved_source(keys.data, meta["data"], keys.trust)
     packing = build(meta["packing"], trust=keys.trust, path="packing")
-    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"])
+    classes = meta.get("classes", [])  # the ids of the model, which a split alone may not show
+    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"], classes=classes)
     stride = max(1, round(len(blocks) / keys.draws))  # evenly over the split
     each = max(1, round(keys.draws / max(1, len(blocks))))
     profile = measure_profile(

@@ -10,6 +10,8 @@ alpha, [B]) where there is time conditioning, plus the embedding of the class wh
 classes; "no class" is one of them. Without both, adaLN is the norm, gates are one, and none of
 these parameters exist.
 
+With noise tokens (lifted noise), x = blank + glimpse * x where a token equals its noise token.
+
 The network returns hidden states. The head is called by the loss, in chunks, and by the sampler, at
 the positions it needs. Where tied, head.weight is the one parameter and the embedding looks it up.
 

@@ -8,8 +8,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 
 from dlm.checkpoint import load
+from dlm.cli import fit
 from dlm.cli.help import configs_dir
 from dlm.cli.main import main
+from dlm.evaluation.profile import measure_profile
 
 ALPHABETS = {"Low": "abc", "High": "xyz"}
 SETTINGS = (
@@ -233,3 +235,24 @@ def test_a_classifier_belongs_to_its_tokenizer_and_process(refused, classifier, 
         "generate", f"checkpoint={checkpoint}", "condition=Low", f"guidance.classifier={classifier}"
     )
     assert "was trained with another tokenizer" in sentence
+
+
+def test_fit_gives_the_classes_the_ids_of_the_model(dlm, model, tmp_path, monkeypatch):
+    """Text of one class alone: its id is what the checkpoint says, not the first of the split."""
+    seen = []
+
+    def record(denoiser, batches, **options):
+        batches = list(batches)
+        seen.extend(batches)
+        return measure_profile(denoiser, batches, **options)
+
+    monkeypatch.setattr(fit, "measure_profile", record)
+    path = tmp_path / "low.jsonl"
+    path.write_text('{"text": "abcabcabcab", "kind": "Low"}\n' * 40)
+    data = ("data=text", f"data.path={path}", "data.label=kind")
+    keys = (f"checkpoint={model}", "draws=64", "bins=4", "device=cpu")
+    result = dlm("fit", *keys, *data, f"output={tmp_path / 'schedule' / 'low.yaml'}")
+    assert result.code == 0, result.err
+    low = load(model).meta["classes"].index("Low")
+    assert low > 0
+    assert {int(row) for batch in seen for row in batch.condition} == {low}
