@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -42,7 +42,27 @@ class Samples(NamedTuple):
     calls: Tensor
 
 
-OnStep = Callable[[int, State], None]  # after step k = 0, 1, ..., with the state of the batch
+class Step(NamedTuple):
+    """One step of a sampler, as `on_step` sees it.
+
+    index: 0, 1, ...: how many steps came before.
+    state: of the whole batch after the step, tokens (B, L).
+    alpha: float64 (B,), the level that each sequence has reached: 0 is noise, 1 is data.
+    confidence: float32 (B, L), log-probability that the model gave a token when it drew it; NaN
+        where it drew none (noise, prompts).
+    calls: int64 (B,), network evaluations so far.
+    kind: what was done: "predict" is a step towards the data, "correct" one of a corrector.
+    """
+
+    index: int
+    state: State
+    alpha: Tensor
+    confidence: Tensor
+    calls: Tensor
+    kind: Literal["predict", "correct"] = "predict"
+
+
+OnStep = Callable[[Step], None]
 
 
 class Sampler(ABC):
@@ -72,7 +92,7 @@ class Sampler(ABC):
             key: its rows, (B,), number the sequences; they decide every draw.
             prompt: tokens that are given.
             context: documents, condition, as far as there are some.
-            on_step: called after every step with its number and the state.
+            on_step: called after every step.
         """
 
 
