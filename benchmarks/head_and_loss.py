@@ -35,7 +35,7 @@ from dlm.objectives import CrossEntropy, Elbo, Objective
 from dlm.ops.fused_head import fused_head
 from dlm.parameterizations import LeaveOneOut
 from dlm.processes import Absorbing, Process, State, Uniform
-from dlm.processes.base import pick
+from dlm.processes.prediction import pick
 from dlm.random import Key
 from dlm.schedules import Linear
 

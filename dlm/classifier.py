@@ -26,7 +26,7 @@ from dlm.errors import UserError
 from dlm.files import replace_text
 from dlm.networks import TextClassifier
 from dlm.processes import Process
-from dlm.processes.base import pick
+from dlm.processes.prediction import pick
 from dlm.random import Key
 from dlm.schedules import Linear
 from dlm.spec import build

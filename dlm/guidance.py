@@ -34,7 +34,7 @@ from torch import Tensor
 from dlm.denoiser import Context, Predictor, shown_level
 from dlm.errors import UserError
 from dlm.processes import Prediction, Process, State
-from dlm.processes.base import pick
+from dlm.processes.prediction import pick
 
 # A classifier's error turns into an error of the posterior divided by alpha: below this alpha its
 # verdict is that at this alpha.

@@ -22,7 +22,8 @@ from dlm.ops.fused_head import fused_head
 from dlm.ops.triton_rows import RowKernel
 from dlm.parameterizations import Parameterization
 from dlm.processes import Prediction, Process, State
-from dlm.processes.base import pick, uncoupled
+from dlm.processes.base import uncoupled
+from dlm.processes.prediction import pick
 from dlm.schedules import Schedule
 from dlm.weightings import Weighting
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dlm.processes import Prediction, Process, State
-from dlm.processes.base import Posterior
+from dlm.processes.prediction import Posterior
 
 
 class Parameterization(ABC):

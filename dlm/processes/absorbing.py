@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.ops.triton_rows import CrossEntropyRows
-from dlm.processes.base import LOG_FLOOR, Posterior, Prediction, Process, State, log_point, pick
+from dlm.processes.base import LOG_FLOOR, Process
+from dlm.processes.prediction import Posterior, Prediction, State, log_point, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -44,6 +45,7 @@ class Absorbing(Process):
     schedule: Schedule
     time_conditioned: ClassVar[bool] = False
     shows_noise: ClassVar[bool] = True
+    reveals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_states < 2 or not 0 <= self.mask_id < self.num_states:
@@ -73,6 +75,18 @@ class Absorbing(Process):
     def active(self, state: State) -> Tensor:
         """The masked positions."""
         return state.tokens == self.mask_id
+
+    def renoise(self, state: State, s: Tensor, t: Tensor, u: Tensor) -> State:
+        """A token survives with probability alpha_t / alpha_s, else MASK."""
+        return State(torch.where(self._survives(s, t, u[..., 0]), state.tokens, self.mask_id))
+
+    def hidden(self, state: State) -> Tensor:
+        """The masked positions."""
+        return self.active(state)
+
+    def blank(self, state: State, where: Tensor) -> State:
+        """MASK."""
+        return State(torch.where(where, self.mask_id, state.tokens))
 
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
@@ -133,6 +147,18 @@ class Absorbing(Process):
     def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:
         """1 - (1 - alpha_s) / (1 - alpha_t): the exact probability that a mask opens."""
         return self.coupling_chance(t, s).expand(state.tokens.shape)
+
+    def moved_given(self, x0: Tensor, state: State, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
+        """x0: an opened mask shows it."""
+        return x0
+
+    def rate_into(self, state: State, t: Tensor) -> Tensor:
+        """beta: all jumps lead to MASK."""
+        return self._jump_rate(t).expand(state.tokens.shape)
+
+    def jump_bound(self, state: State, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha), the exact rate at which a mask opens."""
+        return self.reveal_rate(t).expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """The leave-one-out posterior of an opened mask; an unmasked token does not move."""

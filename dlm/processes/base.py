@@ -23,106 +23,27 @@ sampler).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple, Self, final
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.ops.triton_rows import RowKernel
-from dlm.random import Key
+from dlm.processes.prediction import (
+    Posterior,
+    Prediction,
+    State,
+    add_at,
+    log_point,
+    pick,
+)
+from dlm.random import Key, sample_categorical
 from dlm.schedules import Schedule
-
-Filter = Callable[[Tensor], Tensor]
-Index = Tensor | slice | tuple[Tensor, ...]
-Currency = Literal["loo", "denoiser", "ratios"]
-Posterior = Literal["loo", "denoiser"]
 
 # 1 - alpha and alpha are kept above exp(-69) = 1e-30: conversions stay finite in float32 at t = 0
 # and t = 1.
 LOG_FLOOR = -69.0
-
-
-class State(NamedTuple):
-    """What the noise process holds.
-
-    tokens: noisy tokens, int64 (..., L).
-    noise: of the lifted process, the token that stands for "noise" at each position; else None.
-    """
-
-    tokens: Tensor
-    noise: Tensor | None = None
-
-    def at(self, where: Index) -> State:
-        """The positions that an index or a mask selects."""
-        return State(self.tokens[where], None if self.noise is None else self.noise[where])
-
-
-@final
-class Prediction:
-    """What a network (or an oracle) says about every position, carrying its own meaning.
-
-    Give exactly one of the three currencies; each of the others is computed once, on demand.
-
-    Args:
-        process: whose formulas convert.
-        state: the noisy tokens it was made from, shape (...).
-        t: times, broadcastable to (...).
-        log_loo: log p(x0^i = v | z^{-i}), normalised, (..., K).
-        log_denoiser: log p(x0^i = v | z), normalised, (..., K).
-        log_ratios: log m_t(y) / m_t(z), zero at y = z, (..., K); for any positive m.
-    """
-
-    def __init__(
-        self,
-        process: Process,
-        state: State,
-        t: Tensor,
-        *,
-        log_loo: Tensor | None = None,
-        log_denoiser: Tensor | None = None,
-        log_ratios: Tensor | None = None,
-    ) -> None:
-        if sum(given is not None for given in (log_loo, log_denoiser, log_ratios)) != 1:
-            raise ValueError("a Prediction is made from exactly one of its three currencies")
-        self.process, self.state, self.t = process, state, t
-        self.made_of: Currency = (
-            "loo" if log_loo is not None else "ratios" if log_ratios is not None else "denoiser"
-        )
-        self._loo, self._denoiser, self._ratios = log_loo, log_denoiser, log_ratios
-
-    @property
-    def log_loo(self) -> Tensor:
-        """Log leave-one-out posterior, (..., K)."""
-        if self._loo is None:
-            if self._denoiser is not None:
-                self._loo = self.process.to_loo(self._denoiser, self.state, self.t)
-            else:
-                assert self._ratios is not None
-                self._loo = self.process.ratios_to_loo(self._ratios, self.state, self.t)
-        return self._loo
-
-    @property
-    def log_denoiser(self) -> Tensor:
-        """Log denoiser, (..., K)."""
-        if self._denoiser is None:
-            self._denoiser = self.process.to_denoiser(self.log_loo, self.state, self.t)
-        return self._denoiser
-
-    @property
-    def log_ratios(self) -> Tensor:
-        """Log concrete score: m_t(y) / m_t(z), (..., K)."""
-        if self._ratios is None:
-            log_marginal = self.process.log_marginal(self.log_loo, self.state, self.t)
-            self._ratios = log_marginal - pick(log_marginal, self.state.tokens)[..., None]
-        return self._ratios
-
-    def map(self, f: Filter, *, on: Literal["loo", "denoiser"]) -> Prediction:
-        """The prediction with a filter (temperature, ...) applied to one of its posteriors."""
-        if on == "loo":
-            return Prediction(self.process, self.state, self.t, log_loo=f(self.log_loo))
-        return Prediction(self.process, self.state, self.t, log_denoiser=f(self.log_denoiser))
 
 
 class Process(ABC):
@@ -132,6 +53,7 @@ class Process(ABC):
     noise_conditioned: ClassVar[bool] = False  # whether it has to see State.noise
     coupled: ClassVar[bool] = True  # whether maximal coupling keeps the marginals: pi is constant
     shows_noise: ClassVar[bool] = False  # a noisy token is known to be (or to look like) noise
+    reveals: ClassVar[bool] = False  # has an absorbing view: positions are hidden until revealed
     num_states: int
     schedule: Schedule
     mask_id: int | None
@@ -169,6 +91,43 @@ class Process(ABC):
     @abstractmethod
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
+
+    @abstractmethod
+    def renoise(self, state: State, s: Tensor, t: Tensor, u: Tensor) -> State:
+        """Noise a state of time s on to a later time t: a draw of z_t ~ q_{t|s}(. | z_s).
+
+        At s with alpha_s = 1 that is corruption; what a state keeps (State.noise) is kept.
+
+        Args:
+            state: tokens (...) at time s.
+            s, t: times, s < t, broadcastable to (...).
+            u: uniforms, float64 (..., 2).
+        """
+
+    # -- the absorbing view, of processes with `reveals` ---------------------------------------
+
+    def hidden(self, state: State) -> Tensor:
+        """Bool (...): positions that show nothing of their clean token, or cannot be told to."""
+        return torch.zeros_like(state.tokens, dtype=torch.bool)
+
+    def blank(self, state: State, where: Tensor) -> State:
+        """The state with positions hidden, so that a network can be asked about them.
+
+        Where the leave-one-out posterior can be had at any token, nothing is changed.
+        """
+        return state
+
+    def hidden_time(self, share: Tensor) -> Tensor:
+        """The time at which this share of the positions is expected to be hidden, float64."""
+        return self.schedule.inverse(1 - share)
+
+    def view_time(self, t: Tensor) -> Tensor:
+        """The time, in the place of t, at which the absorbing view is exact, float64 like t.
+
+        There the leave-one-out posterior of a hidden position given revealed tokens is that given
+        clean tokens and nothing else. For masks that is any time.
+        """
+        return t
 
     # -- one posterior, three currencies -------------------------------------------------------
 
@@ -228,6 +187,19 @@ class Process(ABC):
         Only meaningful at active positions; the others do not change.
         """
 
+    def moved_given(self, x0: Tensor, state: State, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
+        """A draw of z_s ~ q(z_s | z_t, x0) at a position drawn with probability b, int64 (...).
+
+        Args:
+            x0: clean tokens, (...).
+            state: tokens (...) at time t.
+            t, s: times, broadcastable to (...).
+            u: uniforms, float64 (..., 3).
+        """
+        like = torch.zeros(*x0.shape, self.num_states, device=x0.device)
+        known = Prediction(self, state, t, log_loo=log_point(x0, like))
+        return sample_categorical(self.moved(known, s), u[..., 0])
+
     @abstractmethod
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """Log-law (..., K) of z_s at a position drawn with probability b.
@@ -272,6 +244,31 @@ class Process(ABC):
         u = torch.where(possible, log_p - log_q, 0.0)
         terms = torch.where(possible, log_q.exp() * (torch.expm1(u) - u), log_p.exp())
         return terms.sum(-1)
+
+    # -- jumps of the reverse process ----------------------------------------------------------
+
+    @abstractmethod
+    def rate_into(self, state: State, t: Tensor) -> Tensor:
+        """r_t(z), float64 (...): forward jumps into the token shown, per unit of t.
+
+        Only meaningful at active positions.
+        """
+
+    @abstractmethod
+    def jump_bound(self, state: State, t: Tensor) -> Tensor:
+        """r_t(z) (1 - b_t(z)) / b_t(z), float64 (...): no position leaves z at a larger rate.
+
+        Only meaningful at active positions.
+        """
+
+    def log_jump_rates(self, prediction: Prediction) -> Tensor:
+        """Log-rates (..., K) of the reverse jumps from z: r_t(z) m_t(y) / m_t(z), -inf at y = z."""
+        state, t = prediction.state, prediction.t
+        log_m = self.log_marginal(prediction.log_loo, state, t)
+        log_rate = self.rate_into(state, t).log() - pick(log_m, state.tokens).double()
+        rates = log_m + log_rate[..., None].to(log_m.dtype)
+        rates = rates.scatter(-1, state.tokens[..., None], -torch.inf)
+        return rates.masked_fill(~self.active(state)[..., None], -torch.inf)
 
     # -- maximal coupling ----------------------------------------------------------------------
     #
@@ -331,6 +328,11 @@ class Process(ABC):
         log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
         return -self.schedule.dalpha(t) * (-log_noise).exp()
 
+    def _survives(self, s: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        """Whether tokens of time s are left alone until t: with probability alpha_t / alpha_s."""
+        log_alpha = self.schedule.log_alpha(t).clamp(min=LOG_FLOOR) - self.schedule.log_alpha(s)
+        return u < log_alpha.exp()
+
     def _jump_rate(self, t: Tensor) -> Tensor:
         """beta = -alpha' / alpha, float64 (...): forward jumps per unit of t."""
         return -self.schedule.dalpha(t) * (-self.schedule.log_alpha(t).clamp(min=LOG_FLOOR)).exp()
@@ -350,25 +352,3 @@ def uncoupled(process: Process, instead: str) -> str | None:
         f"maximal coupling needs noise of a constant law, {type(process).__name__} noise changes "
         f"with time; {instead}"
     )
-
-
-def pick(values: Tensor, index: Tensor) -> Tensor:
-    """values[..., index[...]]: one entry of the last axis per row."""
-    return values.gather(-1, index[..., None]).squeeze(-1)
-
-
-def log_add(a: Tensor, b: Tensor) -> Tensor:
-    """logaddexp whose gradient is 0, not NaN, where both are -inf."""
-    nothing = (a == -torch.inf) & (b == -torch.inf)
-    return torch.logaddexp(a.masked_fill(nothing, 0.0), b).masked_fill(nothing, -torch.inf)
-
-
-def add_at(values: Tensor, index: Tensor, amount: Tensor) -> Tensor:
-    """A copy of values (..., K) with `amount` (..., 1) added to one entry per row."""
-    amount = amount.expand(*index.shape, 1).to(values.dtype)
-    return values.scatter_add(-1, index[..., None], amount)
-
-
-def log_point(index: Tensor, like: Tensor) -> Tensor:
-    """Log of the point mass at index (...), shape (..., K) of `like`."""
-    return torch.full_like(like, -torch.inf).scatter(-1, index[..., None], 0.0)

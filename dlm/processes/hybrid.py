@@ -22,10 +22,13 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, State
+from dlm.processes.base import LOG_FLOOR
 from dlm.processes.mixture import Masses, Mixture
+from dlm.processes.prediction import State
 from dlm.random import Key
 from dlm.schedules import Schedule
+
+VIEW_TIME = 1e-15  # noise that no float64 sum notices, but not none: masks must stay possible
 
 
 @final
@@ -49,6 +52,7 @@ class Hybrid(Mixture):
     uniform_fraction: float
     schedule: Schedule
     coupled: ClassVar[bool] = False
+    reveals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_states < 3 or not 0 <= self.mask_id < self.num_states:
@@ -121,6 +125,26 @@ class Hybrid(Mixture):
         clean = torch.exp(self._log_b + log_r / 2) / (self.num_states - 1)
         noise = torch.where(state.tokens == self.mask_id, 2.0, 1.0).double()
         return torch.where(state.tokens == x0, clean, noise)
+
+    def hidden(self, state: State) -> Tensor:
+        """The masked positions; other tokens are taken for clean in the absorbing view."""
+        return state.tokens == self.mask_id
+
+    def blank(self, state: State, where: Tensor) -> State:
+        """MASK."""
+        return State(torch.where(where, self.mask_id, state.tokens))
+
+    def hidden_time(self, share: Tensor) -> Tensor:
+        """Where alpha y^2 is the share: (1 - share) y^2 - share B y - share = 0."""
+        share = share.double()
+        b, left = math.exp(self._log_b), 1 - share
+        y = (share * b + (share * share * b * b + 4 * share * left).sqrt()) / (2 * left)
+        alpha = torch.where(left > 0, 1 / (1 + y * y + b * y), 0.0)
+        return self.schedule.inverse(alpha)
+
+    def view_time(self, t: Tensor) -> Tensor:
+        """Next to t = 0: later, a revealed token might be noise."""
+        return torch.full_like(t, VIEW_TIME)
 
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, Prediction, Process, State, log_add, log_point, pick
+from dlm.processes.base import LOG_FLOOR, Process
+from dlm.processes.prediction import Prediction, State, log_add, log_point, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -46,6 +47,7 @@ class LiftedUniform(Process):
     time_conditioned: ClassVar[bool] = True
     noise_conditioned: ClassVar[bool] = True
     shows_noise: ClassVar[bool] = True
+    reveals: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_states < 2:
@@ -83,6 +85,23 @@ class LiftedUniform(Process):
     def active(self, state: State) -> Tensor:
         """Where x == u."""
         return state.tokens == _noise_of(state)
+
+    def renoise(self, state: State, s: Tensor, t: Tensor, u: Tensor) -> State:
+        """A token survives with probability alpha_t / alpha_s, else it shows its u."""
+        kept = self._survives(s, t, u[..., 0])
+        return state._replace(tokens=torch.where(kept, state.tokens, _noise_of(state)))
+
+    def hidden(self, state: State) -> Tensor:
+        """Where x == u."""
+        return self.active(state)
+
+    def blank(self, state: State, where: Tensor) -> State:
+        """u is shown."""
+        return state._replace(tokens=torch.where(where, _noise_of(state), state.tokens))
+
+    def view_time(self, t: Tensor) -> Tensor:
+        """t at alpha = 0: earlier, x == u might be a clean token that happens to be u."""
+        return self.schedule.inverse(torch.zeros_like(t))
 
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
@@ -160,6 +179,18 @@ class LiftedUniform(Process):
     def move_bound(self, state: State, t: Tensor, s: Tensor) -> Tensor:
         """c = (alpha_s - alpha_t) / (1 - alpha_t)."""
         return self.coupling_chance(t, s).expand(state.tokens.shape)
+
+    def moved_given(self, x0: Tensor, state: State, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
+        """x0."""
+        return x0
+
+    def rate_into(self, state: State, t: Tensor) -> Tensor:
+        """beta: all jumps lead to u."""
+        return self._jump_rate(t).expand(state.tokens.shape)
+
+    def jump_bound(self, state: State, t: Tensor) -> Tensor:
+        """-alpha' / (1 - alpha)."""
+        return self.reveal_rate(t).expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """The denoiser."""

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlm.processes.base import Prediction, Process, State, log_add, log_point, pick
+from dlm.processes.base import Process
+from dlm.processes.prediction import Prediction, State, log_add, log_point, pick
 
 
 class Masses(NamedTuple):
@@ -122,6 +123,25 @@ class Mixture(Process):
         bound = (self._at(self.arrived(t, s), z) - here).exp() * -torch.expm1(left)
         return bound.clamp(max=1.0)
 
+    def renoise(self, state: State, s: Tensor, t: Tensor, u: Tensor) -> State:
+        """A token survives with probability alpha_t / alpha_s; else base noise or MASK."""
+        tokens = torch.where(
+            self._survives(s, t, u[..., 0]), state.tokens, self._base_draw(u[..., 1])
+        )
+        if self.mask_id is None:
+            return State(tokens)
+        masked = 1 - u[..., 0] < self.arrived(t, s).mask.exp()  # the other end of the same uniform
+        return State(torch.where(masked, self.mask_id, tokens))
+
+    def rate_into(self, state: State, t: Tensor) -> Tensor:
+        """j(z)."""
+        return self._at(self.rates(t), state.tokens).exp()
+
+    def jump_bound(self, state: State, t: Tensor) -> Tensor:
+        """j(z) (1 / b(z) - 1)."""
+        log_b = self._at(self.masses(t), state.tokens)
+        return self.rate_into(state, t) * torch.expm1(-log_b)
+
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:
         """With x = alpha_t loo(z) / b_t(z): m_s(y) / ((1 - b_s(z)) (1 + x)) for y != z.
 
@@ -179,6 +199,11 @@ class Mixture(Process):
         u = log_ratios - log_x
         terms = (log_x.exp() * (torch.expm1(u) - u)).scatter(-1, z[..., None], 0.0)
         return terms.sum(-1).double() * self._at(self.rates(t), z).exp()
+
+    def _base_draw(self, u: Tensor) -> Tensor:
+        """Draws from the base law by inverse transform of uniforms (...)."""
+        cdf = self._base(u).cumsum(0)
+        return torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=self.num_states - 1)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return self._levels(t, torch.float64)[0].squeeze(-1)

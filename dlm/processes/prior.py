@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes.base import LOG_FLOOR, State
+from dlm.processes.base import LOG_FLOOR
 from dlm.processes.mixture import Masses, Mixture
+from dlm.processes.prediction import State
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -118,9 +119,7 @@ class Prior(Mixture):
         return replace(self, schedule=schedule)
 
     def _draw(self, length: int, key: Key) -> Tensor:
-        u = key.uniform(length)
-        cdf = self.log_base.exp().cumsum(0).to(u.device)
-        return torch.searchsorted(cdf, u * cdf[-1], right=True).clamp(max=self.num_states - 1)
+        return self._base_draw(key.uniform(length))
 
 
 def _all_data(log_mass: Tensor) -> Masses:

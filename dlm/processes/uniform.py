@@ -28,16 +28,8 @@ from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.ops.triton_rows import UniformBoundRows
-from dlm.processes.base import (
-    LOG_FLOOR,
-    Posterior,
-    Prediction,
-    Process,
-    State,
-    add_at,
-    log_add,
-    pick,
-)
+from dlm.processes.base import LOG_FLOOR, Process
+from dlm.processes.prediction import Posterior, Prediction, State, add_at, log_add, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
@@ -84,6 +76,11 @@ class Uniform(Process):
     def active(self, state: State) -> Tensor:
         """Every position."""
         return torch.ones_like(state.tokens, dtype=torch.bool)
+
+    def renoise(self, state: State, s: Tensor, t: Tensor, u: Tensor) -> State:
+        """A token survives with probability alpha_t / alpha_s, else an even draw."""
+        noise = (u[..., 1] * self.num_states).long()
+        return State(torch.where(self._survives(s, t, u[..., 0]), state.tokens, noise))
 
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
@@ -143,6 +140,25 @@ class Uniform(Process):
         """(1 - alpha_t / alpha_s) / (1 - alpha_t)."""
         log_noise = self.schedule.log_one_minus_alpha(t)
         bound = (-torch.expm1(self._log_rho(t, s)) * (-log_noise).exp()).clamp(max=1.0)
+        return bound.expand(state.tokens.shape)
+
+    def moved_given(self, x0: Tensor, state: State, t: Tensor, s: Tensor, u: Tensor) -> Tensor:
+        """x0 with probability alpha_s, else an even draw; z = x0 stays with odds e : 1."""
+        log_alpha, log_noise = self._levels(t, torch.float64)
+        log_odds = (math.log(self.num_states) + log_alpha - log_noise).squeeze(-1)
+        kept = (state.tokens == x0) & (u[..., 0] < torch.sigmoid(log_odds))
+        noise = (u[..., 2] * self.num_states).long()
+        drawn = torch.where(u[..., 1] < self.schedule.alpha(s), x0, noise)
+        return torch.where(kept, x0, drawn)
+
+    def rate_into(self, state: State, t: Tensor) -> Tensor:
+        """beta / K."""
+        return (self._jump_rate(t) / self.num_states).expand(state.tokens.shape)
+
+    def jump_bound(self, state: State, t: Tensor) -> Tensor:
+        """beta (1 / (1 - alpha) - 1 / K)."""
+        log_noise = self.schedule.log_one_minus_alpha(t).clamp(min=LOG_FLOOR)
+        bound = self._jump_rate(t) * ((-log_noise).exp() - 1 / self.num_states)
         return bound.expand(state.tokens.shape)
 
     def moved(self, prediction: Prediction, s: Tensor) -> Tensor:

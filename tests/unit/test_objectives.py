@@ -10,7 +10,7 @@ from dlm import Context, Denoiser, Prediction
 from dlm.objectives import CrossEntropy, Elbo
 from dlm.ops.fused_head import fused_head
 from dlm.parameterizations import Denoising, LeaveOneOut, Score
-from dlm.processes.base import pick
+from dlm.processes.prediction import pick
 from dlm.random import Key
 from tests.toys import double, processes
 

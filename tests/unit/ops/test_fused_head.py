@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dlm.objectives import CrossEntropy, Elbo
 from dlm.ops.fused_head import fused_head
 from dlm.parameterizations import LeaveOneOut
-from dlm.processes.base import pick
+from dlm.processes.prediction import pick
 from tests.conformance.registry import built, every, names
 from tests.unit.ops.head_cases import (
     BATCH,
