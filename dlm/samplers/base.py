@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dlm.denoiser import Context, Predictor
 from dlm.errors import UserError
-from dlm.processes import State
+from dlm.processes import Process, State
 from dlm.random import Key
 
 
@@ -24,10 +25,13 @@ class Prompt(NamedTuple):
 
     tokens: int64 (B, L), read where frozen.
     frozen: bool (B, L), positions that keep their token.
+    allowed: bool, broadcastable to (B, L, K): tokens that may stand at each free position; None:
+        any.
     """
 
     tokens: Tensor
     frozen: Tensor
+    allowed: Tensor | None = None
 
 
 class Samples(NamedTuple):
@@ -68,10 +72,13 @@ OnStep = Callable[[Step], None]
 class Sampler(ABC):
     """Draws token sequences from a predictor."""
 
-    @property
     @abstractmethod
-    def calls(self) -> int:
-        """Runs of the predictor a sequence takes at most."""
+    def calls(self, length: int) -> int:
+        """Runs of the predictor that a sequence of this length takes at most."""
+
+    @abstractmethod
+    def refusal(self, process: Process) -> str | None:
+        """Why this sampler is not defined for a process, and what to use instead; or None."""
 
     @abstractmethod
     def __call__(
@@ -96,19 +103,36 @@ class Sampler(ABC):
         """
 
 
-def check_prompt(prompt: Prompt, shape: tuple[int, int], num_states: int) -> None:
+def check_prompt(prompt: Prompt, shape: tuple[int, int], process: Process) -> None:
     """Refuse a prompt that does not fit.
 
     Raises:
-        UserError: for another shape than (B, L) or a frozen token that is no state.
+        UserError: for another shape than (B, L), a frozen token that is no clean token of the
+            process, or a free position where no clean token is allowed.
     """
     if prompt.tokens.shape != shape or prompt.frozen.shape != shape:
         raise UserError(f"the prompt has shape {tuple(prompt.tokens.shape)}, the samples {shape}")
-    given = prompt.tokens[prompt.frozen]
-    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < num_states):
+    given, size = prompt.tokens[prompt.frozen], process.num_states
+    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < size):
         raise UserError(
-            f"the prompt holds a token outside [0, {num_states}): was it made by another tokenizer?"
+            f"the prompt holds a token outside [0, {size}): was it made by another tokenizer?"
         )
+    if process.mask_id is not None and (given == process.mask_id).any():
+        raise UserError("the prompt gives MASK as a token; leave positions to fill in not frozen")
+    if prompt.allowed is None:
+        return
+    try:
+        allowed = prompt.allowed.expand(*shape, size)
+    except RuntimeError as error:
+        raise UserError(
+            f"the allowed tokens have shape {tuple(prompt.allowed.shape)}, which does not fit "
+            f"{(*shape, size)}"
+        ) from error
+    clean = torch.arange(size, device=allowed.device) != (
+        -1 if process.mask_id is None else process.mask_id
+    )
+    if not (allowed & clean).any(-1)[~prompt.frozen].all():
+        raise UserError("a position to fill in has no allowed token")
 
 
 def with_prompt(context: Context | None, prompt: Prompt, key: Key) -> Context:

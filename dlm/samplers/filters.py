@@ -1,11 +1,13 @@
-"""Filters: temperature, top-k, top-p and min-p as maps of log-probabilities (..., K).
+"""Filters: temperature, top-k, top-p, min-p and typical as maps of log-probabilities (..., K).
 
-Each keeps a normalised law and never drops the most likely token. Which posterior they act on is
-the sampler's choice. For the uniform process it matters: the denoiser contains the evidence of the
-observed token, so a low temperature on it also amplifies that (possibly noise) token; on the
-leave-one-out posterior it does not. For the absorbing process the two agree.
+Each keeps a normalised law, and all but `Typical` the most likely token. Which posterior they act
+on is the sampler's choice; `dlm.samplers.bending` puts them together. For the uniform process it
+matters: the denoiser contains the evidence of the observed token, so a low temperature on it also
+amplifies that (possibly noise) token; on the leave-one-out posterior it does not. For the absorbing
+process the two agree.
 
-Source: Holtzman et al. 2020 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p).
+Source: Holtzman et al. 2020 (top-p); Nguyen et al. 2024, arXiv:2407.01082 (min-p); Meister et al.
+2022, arXiv:2202.00666 (typical).
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import torch
 from torch import Tensor
 
 from dlm.errors import UserError
-from dlm.processes import Filter
 
 
 @final
@@ -94,25 +95,29 @@ class MinP:
         return _keep(log_probs, log_probs >= log_probs.amax(-1, keepdim=True) + math.log(self.p))
 
 
-def compose(
-    temperature: float, top_k: int | None, top_p: float | None, min_p: float | None
-) -> Filter | None:
-    """One filter that applies those that are set, in this order; None if none is."""
-    chosen: list[Filter] = []
-    if temperature != 1.0:
-        chosen.append(Temperature(temperature))
-    chosen += [TopK(top_k)] if top_k is not None else []
-    chosen += [TopP(top_p)] if top_p is not None else []
-    chosen += [MinP(min_p)] if min_p is not None else []
-    if not chosen:
-        return None
+@final
+@dataclass(frozen=True)
+class Typical:
+    """The smallest set of mass at least p whose surprise is nearest to the entropy.
 
-    def apply(log_probs: Tensor) -> Tensor:
-        for each in chosen:
-            log_probs = each(log_probs)
-        return log_probs
+    The most likely token goes if it is far more likely than the entropy makes expected.
+    """
 
-    return apply
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p <= 1:
+            raise UserError(f"typical_p must be in (0, 1], got {self.p}")
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        """A token stays while the mass of the more typical ones is below p."""
+        probs = log_probs.exp()
+        entropy = torch.special.entr(probs).sum(-1, keepdim=True)
+        order = (-log_probs - entropy).abs().argsort(-1, stable=True)
+        sorted_probs = probs.gather(-1, order)
+        before = sorted_probs.cumsum(-1) - sorted_probs
+        kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, order, before < self.p)
+        return _keep(log_probs, kept)
 
 
 def _keep(log_probs: Tensor, kept: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ class With:
 
 
 def output(predictor, steps=8):
-    times = predictor.process.schedule.inverse(EvenGrid().levels(steps))
+    times = predictor.process.schedule.inverse(EvenGrid().levels(steps, predictor.process.schedule))
     return exact.output_law(predictor, Ancestral(), times, LENGTH)
 
 
@@ -280,7 +280,7 @@ class TestSampling:
 
     def test_the_prompt_is_kept(self, process, name):
         seen = []
-        self.sample(process, name, torch.arange(6), lambda k, state: seen.append(state.tokens))
+        self.sample(process, name, torch.arange(6), lambda step: seen.append(step.state.tokens))
         assert len(seen) == 5
         assert all((tokens[:, 0] == 2).all() for tokens in seen)
 

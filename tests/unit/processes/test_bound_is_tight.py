@@ -23,7 +23,7 @@ def test_time_integral_of_the_bound_is_minus_log_p(process):
 def test_k_step_bound_is_entropy_plus_step_costs(process):
     """E NELBO_K - H(p) is the path KL of the K-step sampler; the last step reconstructs."""
     clean = exact.all_states(LAW.shape[0], LAW.ndim)
-    times = process.schedule.inverse(EvenGrid().levels(3))
+    times = process.schedule.inverse(EvenGrid().levels(3, process.schedule))
     oracle = Oracle(LAW, process)
     total = torch.zeros((), dtype=torch.float64)
     noises = exact.every_noise(process, LAW.ndim)

@@ -61,7 +61,7 @@ class TestEveryProcess:
             SHAPE,
             key=Key(0, torch.arange(6)),
             prompt=Prompt(tokens, frozen),
-            on_step=lambda step, state: seen.append(state.tokens),
+            on_step=lambda step: seen.append(step.state.tokens),
         )
         assert len(seen) == 4
         for state in seen:
@@ -75,7 +75,7 @@ class TestEveryProcess:
         recorder = Recorder(process)
         samples = sampler(32)(recorder, SHAPE, key=Key(0, torch.arange(6)))
         assert samples.calls.sum() == sum(len(run) for run in recorder.runs)
-        assert samples.calls.max() <= sampler(32).calls
+        assert samples.calls.max() <= sampler(32).calls(LAW.ndim)
         # 3 positions move at most a few times in 32 steps: most steps need no network
         assert samples.calls.double().mean() < 16
 
@@ -87,7 +87,7 @@ def test_masked_sequences_are_run_once_per_step_that_opens_a_mask():
         Oracle(LAW, process),
         SHAPE,
         key=Key(0, torch.arange(6)),
-        on_step=lambda step, state: states.append(state.tokens),
+        on_step=lambda step: states.append(step.state.tokens),
     )
     states.insert(0, torch.full(SHAPE, process.mask_id))
     opened = torch.stack([(a != b).any(-1) for a, b in zip(states[1:], states, strict=False)])
@@ -119,7 +119,7 @@ def test_filters_act_on_the_posterior_that_was_asked_for():
             oracle,
             (2000, LAW.ndim),
             key=Key(0, torch.arange(2000)),
-            on_step=lambda step, state, final=final: final.append(state.tokens),
+            on_step=lambda step, final=final: final.append(step.state.tokens),
         )
         kept[on] = (final[0] == final[1]).double().mean().item()
     assert kept["denoiser"] > kept["loo"] + 0.03

@@ -19,7 +19,7 @@ STEPS = [16, 32, 64]
 def errors(process, law, steps, grid=None, oracle=None):
     """(path KL, terminal KL, terminal TV) of the ancestral sampler."""
     oracle = oracle or Oracle(law, process)
-    times = process.schedule.inverse((grid or EvenGrid()).levels(steps))
+    times = process.schedule.inverse((grid or EvenGrid()).levels(steps, process.schedule))
     output = exact.output_law(oracle, Ancestral(), times, law.ndim)
     data = exact.embed(law, process)
     path = exact.path_kl(law, oracle, Ancestral(), times)
@@ -91,7 +91,7 @@ def test_the_sampler_draws_from_the_law_that_was_pushed(process):
     """The loop with thinning has the law of the dense kernel: chi-square, 20,000 draws."""
     number, steps = 20_000, 3
     oracle = Oracle(LAW, process)
-    times = process.schedule.inverse(EvenGrid().levels(steps))
+    times = process.schedule.inverse(EvenGrid().levels(steps, process.schedule))
     expected = exact.output_law(oracle, Ancestral(), times, LAW.ndim) * number
     sampler = GridSampler(Ancestral(), EvenGrid(), steps=steps)
     tokens = sampler(oracle, (number, LAW.ndim), key=Key(0, torch.arange(number))).tokens
