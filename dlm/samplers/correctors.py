@@ -301,7 +301,7 @@ def most(priority: Tensor, among: Tensor, count: int | Tensor) -> Tensor:
         Bool (B, L).
     """
     order = (
-        priority.double().masked_fill(~among, -torch.inf).argsort(-1, descending=True, stable=True)
+        priority.double().masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     )
     rank = torch.empty_like(order)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)

@@ -113,7 +113,7 @@ class Typical:
         """A token stays while the mass of the more typical ones is below p."""
         probs = log_probs.exp()
         entropy = torch.special.entr(probs).sum(-1, keepdim=True)
-        order = (-log_probs - entropy).abs().argsort(-1, stable=True)
+        order = (-log_probs - entropy).abs().argsort(dim=-1, stable=True)
         sorted_probs = probs.gather(-1, order)
         before = sorted_probs.cumsum(-1) - sorted_probs
         kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, order, before < self.p)
