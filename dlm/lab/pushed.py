@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from math import comb
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ from dlm.samplers import (
     Gibbs,
     GridSampler,
     Kernel,
+    Random,
     RefreshedBridge,
+    RevealSampler,
 )
+from dlm.samplers.correctors import most
 from dlm.samplers.kernels import Ancestral
-
-if TYPE_CHECKING:
-    from dlm.samplers.reveal import RevealSampler
 
 
 class _Mass(NamedTuple):
@@ -282,7 +282,7 @@ def _revealed(
     sampler: RevealSampler, predictor: Predictor, mass: _Mass, count: int, share: float
 ) -> _Mass:
     """One step of a reveal sampler: `extra` is 1 where a position is hidden."""
-    process, length = predictor.process, mass.tokens.shape[1]
+    process = predictor.process
     time = process.hidden_time(torch.tensor(1 - share, dtype=torch.float64))
     t = time if sampler.level == "share" else process.view_time(time)
     log_probs = _asked(predictor, mass.state, t).log_loo
@@ -294,7 +294,6 @@ def _revealed(
             state = process.pin(mass.state, tokens, subset)
             left = (hidden & ~subset).double()
             parts.append(_Mass(state.tokens, state.noise, left, chance * probability))
-    del length
     return _joined(parts)
 
 
@@ -307,9 +306,6 @@ def _outcomes(laws: Tensor, mass: _Mass):
 
 def _subsets(sampler: RevealSampler, log_probs: Tensor, hidden: Tensor, count: int):
     """Subsets bool (N, L) that a step may open, with their probabilities (N,)."""
-    from dlm.samplers.correctors import most
-    from dlm.samplers.orders import Random
-
     order, (number, length) = sampler.order, hidden.shape
     if isinstance(order, Random):
         for places in combinations(range(length), count):

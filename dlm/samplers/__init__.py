@@ -3,6 +3,7 @@
 from dlm.samplers.base import OnStep, Prompt, Sampler, Samples, Step
 from dlm.samplers.bending import Bending
 from dlm.samplers.correctors import Corrector, DenoiseRenoise, ForwardBackward, Gibbs, NoCorrector
+from dlm.samplers.curve import InformationCurve
 from dlm.samplers.filters import MinP, Temperature, TopK, TopP, Typical
 from dlm.samplers.grid_sampler import GridSampler
 from dlm.samplers.grids import (
@@ -22,6 +23,19 @@ from dlm.samplers.kernels import (
     SampledX0,
     TauLeaping,
 )
+from dlm.samplers.orders import Confidence, EntropyBound, LeftToRight, Margin, Order, Random
+from dlm.samplers.plans import (
+    Balanced,
+    Cosine,
+    Decreasing,
+    Equaliser,
+    Even,
+    FirstHitting,
+    FromProfile,
+    Increasing,
+    Minimax,
+    Plan,
+)
 from dlm.samplers.remasking import (
     ByConfidence,
     Cap,
@@ -32,36 +46,55 @@ from dlm.samplers.remasking import (
     ReMDM,
     Rescale,
 )
+from dlm.samplers.reveal import RevealSampler
 
 __all__ = [
     "Ancestral",
+    "Balanced",
     "Bending",
     "ByConfidence",
     "Cap",
+    "Confidence",
     "Corrector",
+    "Cosine",
     "CosineGrid",
+    "Decreasing",
     "DenoiseRenoise",
+    "EntropyBound",
+    "Equaliser",
     "Euler",
+    "Even",
     "EvenGrid",
+    "FirstHitting",
     "ForwardBackward",
+    "FromProfile",
     "GeometricGrid",
     "Gibbs",
     "Grid",
     "GridSampler",
+    "Increasing",
+    "InformationCurve",
     "Kernel",
+    "LeftToRight",
     "LoopGrid",
+    "Margin",
     "MaximalCoupling",
     "MinP",
+    "Minimax",
     "NoCorrector",
     "OnStep",
+    "Order",
+    "Plan",
     "Plateau",
     "ProfileGrid",
     "Prompt",
     "Psi",
+    "Random",
     "ReMDM",
     "RefreshedBridge",
     "Remasking",
     "Rescale",
+    "RevealSampler",
     "SampledX0",
     "Sampler",
     "Samples",

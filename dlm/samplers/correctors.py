@@ -300,9 +300,8 @@ def most(priority: Tensor, among: Tensor, count: int | Tensor) -> Tensor:
     Returns:
         Bool (B, L).
     """
-    order = (
-        priority.double().masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    )
+    ranked = priority.double().masked_fill(~among, -torch.inf)
+    order = ranked.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank.scatter_(1, order, places)

@@ -2,15 +2,15 @@
 
     Z_j = average over |S| = j - 1 and i not in S of I(X_i; X_S),      0 = Z_1 <= Z_2 <= ... <= Z_L
 
-in nats. Positions revealed in a uniformly random order, several at a time from exact posteriors, err
-because those of one step are drawn independently. For sizes s_1..s_K the expected divergence of what
-comes out, given the order, is the left Riemann error of the curve,
+in nats. Positions revealed in a uniformly random order, several at a time from exact posteriors,
+err because those of one step are drawn independently. For sizes s_1..s_K the expected divergence of
+what comes out, given the order, is the left Riemann error of the curve,
 
     E KL = sum_k sum_{j <= s_k} (Z_{N_{k-1} + j} - Z_{N_{k-1} + 1}) = sum_l (Z_l - Z_{l-1}) R_l,
 
 R_l the number of positions from l to the end of its step, 0 where l begins one; for random sizes
-R_l becomes E R_l. The curve also gives the total correlation, sum_j Z_j, and its dual, L Z_L - sum Z.
-So one curve, known or measured on a trained model (`dlm profile`), tells what every plan costs.
+R_l becomes E R_l. The curve also gives the total correlation, sum_j Z_j, and its dual, L Z_L - sum
+Z. So one curve, known or measured on a trained model (`dlm profile`), tells what every plan costs.
 
 Source: Chen, Cong & Li 2026, "Optimal inference schedules for masked diffusion models" (COLT).
 """

@@ -124,7 +124,8 @@ def equaliser(length: int, steps: int) -> tuple[Equalised, ...]:
 
     With v_x = v(x, k - 1), the law of the first size m among n is (1 - v) c_m,
 
-        c_m = A_m / (1 + (n - m - 1) v_{n-m}),      A_m = prod_{x = n-m+1}^{n-1} x v_x / (1 + (x - 1) v_x),
+        c_m = A_m / (1 + (n - m - 1) v_{n-m}),      A_m = prod_{x = n-m+1}^{n-1} x v_x / (1 + (x -
+        1) v_x),
 
     v = C / (1 + C), C = sum_m c_m v_{n-m}: then E R_l = v (n - l + 1) for every l.
     """

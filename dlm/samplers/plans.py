@@ -1,0 +1,331 @@
+"""Plans: how many positions each step of a reveal sampler opens.
+
+A plan knows the number of hidden positions and of steps, never the text. What a plan loses on a law
+is a function of the law's information curve (`dlm.samplers.curve`):
+
+    E KL = sum_l (Z_l - Z_{l-1}) E R_l,     R_l: positions from l to the end of its step
+
+so every plan says its E R_l, its `waits`. With at least as many steps as hidden positions, every
+plan opens one at a time, which is exact.
+
+Sources: Li & Cai 2025, arXiv:2505.21400 (balanced sizes); Chang et al. 2022, arXiv:2202.04200
+(cosine); Zheng et al. 2024, arXiv:2409.02908 (first hitting); Chen, Cong & Li 2026, COLT
+(decreasing and increasing sizes, the curve). The random phase, the minimax plan and the equaliser
+are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlm.random import Key, sample_categorical
+from dlm.samplers.curve import InformationCurve, waits_of
+from dlm.samplers.minimax import (
+    Against,
+    Outcomes,
+    equaliser,
+    minimax_boundaries,
+    systematic,
+)
+
+
+class Plan(ABC):
+    """Sizes of the steps, and the level at which the network is asked in each."""
+
+    @abstractmethod
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+        """Positions to open in each step, int64 (B, steps); rows sum to `hidden`.
+
+        Args:
+            hidden: positions to open in each sequence, int64 (B,).
+            steps: K >= 1.
+            key: of a random plan; its rows are the sequences.
+            total: L, hidden and given positions together.
+        """
+
+    @abstractmethod
+    def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
+        """E R_1..E R_hidden, exact, float64 (hidden,)."""
+
+    def levels(self, sizes: Tensor, *, key: Key) -> Tensor:
+        """alpha at which the network is asked in each step, float64 (B, steps).
+
+        The share of the hidden positions that is open before the step.
+        """
+        opened = sizes.cumsum(-1) - sizes
+        return opened.double() / sizes.sum(-1, keepdim=True).clamp(min=1)
+
+
+class TabledPlan(Plan):
+    """A plan whose outcomes can be listed."""
+
+    @abstractmethod
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """The law of the sizes, for 1 <= steps < hidden."""
+
+    @final
+    def table(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """The law of the sizes, whatever the numbers."""
+        if steps >= hidden:
+            one_each = (np.arange(steps) < hidden).astype(np.int64)
+            return Outcomes(np.ones(1), one_each[None])
+        return self.outcomes(hidden, steps, total)
+
+    @final
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+        """See `Plan`."""
+        result = torch.zeros(len(hidden), steps, dtype=torch.int64, device=hidden.device)
+        u = key.fold("outcome").uniform()
+        for count in hidden.unique().tolist():
+            chance, sizes = self.table(count, steps, total)
+            rows = hidden == count
+            log_chance = torch.from_numpy(chance).log().to(hidden.device)
+            chosen = sample_categorical(log_chance.expand(int(rows.sum()), -1), u[rows])
+            result[rows] = torch.from_numpy(sizes).to(hidden.device)[chosen]
+        return result
+
+    @final
+    def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
+        """See `Plan`."""
+        chance, sizes = self.table(hidden, steps, total)
+        return chance @ waits_of(sizes, hidden)
+
+
+def _certain(sizes: np.ndarray | list[int], steps: int) -> Outcomes:
+    padded = np.zeros(steps, dtype=np.int64)
+    padded[: len(sizes)] = sizes
+    return Outcomes(np.ones(1), padded[None])
+
+
+def _even(hidden: int, steps: int) -> np.ndarray:
+    """Differences of round(k hidden / steps)."""
+    edges = (np.arange(steps + 1) * hidden * 2 + steps) // (2 * steps)
+    return np.diff(edges)
+
+
+@final
+@dataclass(frozen=True)
+class Even(TabledPlan):
+    """Sizes that differ by at most one, spread evenly."""
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        return _certain(_even(hidden, steps), steps)
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(TabledPlan):
+    """hidden (1 - cos(pi k / 2 K)) are open after k steps, rounded; at least one a step."""
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        k = np.arange(steps + 1)
+        opened = np.round(hidden * (1 - np.cos(np.pi * k / (2 * steps)))).astype(np.int64)
+        opened = np.clip(opened, k, hidden - (steps - k))
+        opened[-1] = hidden
+        return _certain(np.diff(opened), steps)
+
+
+@final
+@dataclass(frozen=True)
+class Balanced(TabledPlan):
+    """Sizes that differ by at most one, with a random phase: every increment waits as long.
+
+    Steps begin by systematic sampling with the same probability (K - 1) / (L - 1) everywhere. So E
+    KL is the same share of Z_L wherever the law has its information: the rate of the balanced
+    schedule of Li & Cai, whose bound it meets.
+    """
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One for each phase."""
+        if steps == 1:
+            return _certain([hidden], 1)
+        return systematic(np.full(hidden - 1, (steps - 1) / (hidden - 1)), steps)
+
+
+@final
+@dataclass(frozen=True)
+class FirstHitting(TabledPlan):
+    """Even sizes, and the exact times at which so many positions have opened.
+
+    With n hidden at noise level A, the m-th next opening is at A B, B ~ Beta(n - m + 1, m), drawn
+    as a product of powers of uniforms, for each sequence. One position a step is the exact jump
+    chain of the reverse process: no error but that of the network. Times matter only to networks
+    that see the level.
+    """
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        return _certain(_even(hidden, steps), steps)
+
+    def levels(self, sizes: Tensor, *, key: Key) -> Tensor:
+        """1 - A at the last opening of each step."""
+        hidden = sizes.sum(-1)
+        most = int(hidden.max()) if len(hidden) else 0
+        if most == 0:
+            return torch.ones(sizes.shape, dtype=torch.float64, device=sizes.device)
+        u = 1 - key.fold("times").uniform(most)  # in (0, 1]
+        left = (hidden[:, None] - torch.arange(most, device=sizes.device)).clamp(min=1)
+        log_noise = (u.log() / left).cumsum(-1)
+        last = (sizes.cumsum(-1) - 1).clamp(min=0, max=most - 1)
+        return -torch.expm1(log_noise.gather(-1, last))
+
+
+@final
+@dataclass(frozen=True)
+class Minimax(TabledPlan):
+    """The random sizes with the best guarantee against total correlation, its dual, or both.
+
+    E KL <= c TC, <= c DTC, or <= c times either, for every law, with the smallest such c
+    (`dlm.samplers.minimax`). Against tc the sizes fall, against dtc they grow.
+
+    Args:
+        against: tc, dtc or both.
+    """
+
+    against: Against = "both"
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One for each phase of the systematic sampling."""
+        return _minimax_outcomes(hidden, steps, self.against)
+
+    def constant(self, length: int, steps: int) -> float:
+        """c; 1 for one step against tc, 0 where every position has a step."""
+        if steps >= length:
+            return 0.0
+        if steps == 1:
+            waits = self.waits(length, 1, length)[1:]
+            down = np.arange(length - 1, 0, -1)
+            weight = {"tc": down, "dtc": down[::-1], "both": np.minimum(down, down[::-1])}
+            return float((waits / weight[self.against]).max())
+        return minimax_boundaries(length, steps, self.against).constant
+
+
+@lru_cache(maxsize=256)
+def _minimax_outcomes(hidden: int, steps: int, against: Against) -> Outcomes:
+    if steps == 1:
+        return _certain([hidden], 1)
+    return systematic(minimax_boundaries(hidden, steps, against).chance, steps)
+
+
+@final
+@dataclass(frozen=True)
+class Equaliser(Plan):
+    """Random sizes that lose the same share v of the total correlation of every law.
+
+    Sizes are drawn one after the other (`dlm.samplers.minimax.equaliser`).
+    """
+
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+        """See `Plan`."""
+        most = int(hidden.max()) if len(hidden) else 0
+        levels = equaliser(max(1, most), min(steps, max(1, most)))
+        left, result = hidden.clone(), torch.zeros(len(hidden), steps, dtype=torch.int64)
+        result = result.to(hidden.device)
+        u = key.fold("sizes").uniform(steps)
+        for k in range(steps):
+            first = levels[min(steps - k, len(levels)) - 1].first
+            law = torch.from_numpy(first).to(hidden.device)[left]
+            alone = (steps - k >= left) & (left > 0)
+            drawn = sample_categorical(law.clamp(min=0).log().nan_to_num(neginf=-1e300), u[:, k])
+            size = torch.where(alone, 1, torch.where(left > 0, drawn + 1, 0))
+            result[:, k] = size
+            left = left - size
+        return result
+
+    def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
+        """v (hidden - l + 1), 0 at l = 1."""
+        places = np.arange(1, hidden + 1)
+        return np.where(places > 1, self.share(hidden, steps) * (hidden - places + 1), 0.0)
+
+    def share(self, length: int, steps: int) -> float:
+        """v."""
+        if steps >= length:
+            return 0.0
+        return float(equaliser(length, steps)[steps - 1].value[length])
+
+
+@final
+@dataclass(frozen=True)
+class Decreasing(TabledPlan):
+    """A fixed share of what is hidden in each step, at last one at a time: for a known TC.
+
+    E KL <= TC / (zeta - 1) with sizes max(1, floor(left / zeta)); zeta is the largest that ends in
+    the steps there are.
+
+    Source: Chen, Cong & Li 2026, theorem 9 (with integer zeta).
+    """
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        return _certain(_shares(hidden, steps), steps)
+
+
+@final
+@dataclass(frozen=True)
+class Increasing(TabledPlan):
+    """The sizes of `Decreasing` in reverse: for a known dual total correlation.
+
+    Source: Chen, Cong & Li 2026, theorem 9.
+    """
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        return _certain(_shares(hidden, steps)[::-1], steps)
+
+
+@lru_cache(maxsize=256)
+def _shares(hidden: int, steps: int) -> list[int]:
+    low, high = 1.0, float(hidden)  # one step; all one at a time
+    for _ in range(50):
+        middle = (low + high) / 2
+        if len(_by_share(hidden, middle)) <= steps:
+            low = middle
+        else:
+            high = middle
+    return _by_share(hidden, low)
+
+
+def _by_share(hidden: int, zeta: float) -> list[int]:
+    sizes, left = [], hidden
+    while left:
+        sizes.append(max(1, math.floor(left / zeta)))
+        left -= sizes[-1]
+    return sizes
+
+
+@final
+@dataclass(frozen=True)
+class FromProfile(TabledPlan):
+    """The sizes of least expected KL for a measured information curve (`dlm profile`).
+
+    Given positions count as known: the sizes are those of the tail of the curve. At another length
+    than that of the file the curve is read by the share of known positions.
+
+    Args:
+        path: the file that `dlm profile` wrote.
+
+    Raises:
+        UserError: the file is missing or holds no curve.
+    """
+
+    path: str
+
+    @cached_property
+    def curve(self) -> InformationCurve:
+        """What the file holds."""
+        return InformationCurve.load(self.path)
+
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One."""
+        rest = self.curve.stretched(total).tail(total - hidden)
+        return _certain(list(rest.optimal_sizes(steps)), steps)
