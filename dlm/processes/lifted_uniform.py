@@ -31,6 +31,8 @@ from dlm.processes.prediction import Prediction, State, log_add, log_point, pick
 from dlm.random import Key
 from dlm.schedules import Schedule
 
+VIEW_ALPHA = 1e-15  # evidence that no float64 sum notices, but some: x != u must stay possible
+
 
 @final
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class LiftedUniform(Process):
         return state._replace(tokens=torch.where(where, _noise_of(state), state.tokens))
 
     def view_time(self, t: Tensor) -> Tensor:
-        """t at alpha = 0: earlier, x == u might be a clean token that happens to be u."""
-        return self.schedule.inverse(torch.zeros_like(t))
+        """Next to alpha = 0: earlier, x == u might be a clean token that happens to be u."""
+        return self.schedule.inverse(torch.full_like(t, VIEW_ALPHA))
 
     def on(self, schedule: Schedule) -> Self:
         """The same process on another schedule."""
