@@ -201,12 +201,14 @@ def test_blocks_are_handed_over_when_they_are_final():
     assert not steps[-1].confidence.isnan().any()
 
 
-@pytest.mark.parametrize("process", processes(), ids=repr)
-def test_finished_tokens_are_shown_as_known(process):
+@pytest.mark.parametrize("process", [p for p in processes() if p.shows_noise], ids=repr)
+def test_steps_show_what_is_noise_and_what_is_known(process):
     steps = []
-    sampler()(Windows(process), (6, LENGTH), key=key(), on_step=steps.append)
-    if process.shows_noise:
-        assert not process.active(steps[-1].state)[:, :6].any()
+    sampler(steps=40)(Windows(process), (6, LENGTH), key=key(), on_step=steps.append)
+    noise = process.active(steps[0].state)
+    assert noise[:, :2].double().mean() > 0.8
+    assert noise[:, 2:].all()
+    assert not process.active(steps[-1].state)[:, :6].any()  # blocks before the last
 
 
 def test_calls_are_those_of_the_windows():
@@ -234,8 +236,16 @@ def test_blocks_that_are_given_take_no_call():
     frozen = (torch.arange(LENGTH) < 4).expand(2, LENGTH)
     predictor = Windows(absorbing())
     prompt = Prompt(torch.ones(2, LENGTH, dtype=torch.int64), frozen)
-    blocks = []
-    samples = sampler()(predictor, (2, LENGTH), key=key(2), prompt=prompt, on_block=blocks.append)
+    blocks, steps = [], []
+    samples = sampler(steps=3)(
+        predictor,
+        (2, LENGTH),
+        key=key(2),
+        prompt=prompt,
+        on_step=steps.append,
+        on_block=blocks.append,
+    )
+    assert len(steps) == 2 * 3
     assert [block.start for block in blocks] == [0, 2, 4, 6]
     assert (blocks[1].calls == 0).all()
     assert {length for _, length in predictor.asked} == {4, 3}
