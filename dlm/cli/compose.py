@@ -22,7 +22,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dlm.cli.help import configs_dir, default_choices, group_options, root_config
 from dlm.errors import UserError, nearest
 
-_FREE_TEXT = {"checkpoint", "condition", "infill", "name", "output", "prompt", "run_dir", "suffix"}
+_FREE_TEXT = {
+    "allow",
+    "checkpoint",
+    "condition",
+    "infill",
+    "name",
+    "output",
+    "prompt",
+    "prompts",
+    "run_dir",
+    "suffix",
+    "trace",
+}
 _PLACEHOLDER = re.compile(r"__free_text_\d+__")
 _FREE_LEAVES = {
     "path",

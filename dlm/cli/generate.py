@@ -1,29 +1,70 @@
 """`dlm generate checkpoint=P`: texts on the screen, and as JSON lines.
 
-Text n is a function of the checkpoint, the sampler, the prompt, the seed and n: neither `num` nor
-`batch_size` changes it. A prompt and a suffix stand at the two ends of the sequence, an infill
-template at its beginning; the rest is written by the model, under guidance if that is asked for.
+Text n is a function of the checkpoint, the sampler, what was asked for, the seed and n: neither
+`num` nor `batch_size` changes it. Of a file of prompts, line l has the rows (l - 1) 2^32 + n of the
+seed: what stands in other lines changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from rich.console import Console
 
 from dlm.checkpoint import Loaded, load, weights_hash
 from dlm.cli.common import compose_arguments, pick_device, progress_bar, request, say, screen
 from dlm.cli.guide import Guidance, guided
-from dlm.data.tokenizers import Tokenizer
-from dlm.denoiser import Context
+from dlm.cli.prompts import LINE_ROWS, Allowed, Asked, at_line, make_template, read_prompts
+from dlm.cli.stream import BlockPrinter
 from dlm.errors import UserError
-from dlm.evaluation.generation import Record, record_samples, write_records
+from dlm.evaluation.generation import Origin, Record, record_samples, write_records
 from dlm.random import Key
-from dlm.samplers import Prompt, Sampler
+from dlm.samplers import OnStep, Sampler, Samples, Step
+from dlm.samplers.blocks import BlockSampler
+from dlm.samplers.prompts import Packed, Template, pack
 from dlm.spec import build, construct
+
+
+@final
+@dataclass(frozen=True)
+class Blocks:
+    """The keys of `blocks` in `configs/generate.yaml`."""
+
+    size: int | None
+    context: int | None
+
+    def around(self, sampler: Sampler, limit: int) -> BlockSampler | None:
+        """The sampler in blocks; None without a size.
+
+        Args:
+            sampler: draws one block.
+            limit: the longest sequence that the network takes.
+
+        Raises:
+            UserError: numbers that make no window or one that the network does not take.
+        """
+        if self.size is None:
+            if self.context is not None:
+                raise UserError(f"blocks.context={self.context} needs blocks.size")
+            return None
+        if not 1 <= self.size <= limit:
+            raise UserError(
+                f"blocks.size must be from 1 to {limit} for this model, got {self.size}"
+            )
+        most = limit - self.size
+        context = most if self.context is None else self.context
+        if not 0 <= context <= most:
+            raise UserError(
+                f"blocks.context must be from 0 to {most} with blocks.size={self.size} for this "
+                f"model, which takes {limit} tokens at once, got {context}"
+            )
+        return BlockSampler(sampler, self.size, context)
 
 
 @final
@@ -36,33 +77,62 @@ class GenerateRequest:
     prompt: str | None
     suffix: str | None
     infill: str | None
+    prompts: str | None
+    allow: str | None
     condition: str | None
     guidance: Mapping[str, Any]
     length: int | None
+    blocks: Mapping[str, Any]
+    stream: bool
     seed: int
     output: str | None
+    trace: str | None
     batch_size: int
     device: str | None
     trust: Sequence[str]
     sampler: Mapping[str, Any]
-    grid: Mapping[str, Any]
+    grid: Mapping[str, Any]  # this and what follows stand inside the sampler
+    corrector: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    order: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.num < 1 or self.batch_size < 1:
+        if not 1 <= self.num <= LINE_ROWS or self.batch_size < 1:
             raise UserError(
                 "num and batch_size must be at least 1, "
                 f"got num={self.num} and batch_size={self.batch_size}"
             )
-        if self.infill is not None and (self.prompt is not None or self.suffix is not None):
-            raise UserError("infill is a whole template; give it without prompt and suffix")
+        given = [name for name in ("prompt", "suffix", "infill") if getattr(self, name) is not None]
+        if self.prompts is not None and given:
+            raise UserError(
+                f"prompts is a file of them; write {' and '.join(given)} into its lines"
+            )
+        if self.stream and self.blocks["size"] is None:
+            raise UserError("stream=true shows blocks as they are finished; add blocks.size=64")
+
+    def asked(self) -> list[Asked]:
+        """What is asked for, `num` texts of each."""
+        if self.prompts is not None:
+            return read_prompts(self.prompts, self.length, self.condition)
+        return [Asked(self.prompt, self.suffix, self.infill, self.length, self.condition)]
+
+
+class Text(NamedTuple):
+    """One text to write.
+
+    row: of the key. condition: the number of its class, -1 for none.
+    """
+
+    asked: Asked
+    template: Template
+    row: int
+    condition: int
 
     @property
-    def given(self) -> str | None:
-        """What the user wrote, for the record."""
-        if self.infill is not None:
-            return self.infill
-        parts = [part for part in (self.prompt, self.suffix) if part is not None]
-        return " ... ".join(parts) if parts else None
+    def name(self) -> str:
+        """What the screen calls it."""
+        name = f"text {self.row - self.asked.first_row}"
+        return name if self.asked.line is None else f"line {self.asked.line}, {name}"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -73,14 +143,15 @@ def run(arguments: Sequence[str]) -> None:
     """
     keys = request(GenerateRequest, compose_arguments("generate", arguments).plain())
     sampler = build(keys.sampler, trust=("dlm", *keys.trust), path="sampler")
-    device = pick_device(keys.device)
+    device, console = pick_device(keys.device), screen()
     loaded = load(keys.checkpoint, trust=keys.trust)
     loaded.denoiser.to(device)
-    records = _generate(loaded, sampler, keys, device)
-    console = screen()
-    for record in records:
-        say(console, f"--- text {record['row']}, {record['calls']} network calls")
-        say(console, record["text"])
+    job = _Job(keys, loaded, sampler, device, console)
+    records = job.run()
+    for text, record in zip(job.texts, records, strict=True):
+        say(console, f"--- {text.name}, {record['calls']} network calls")
+        if not keys.stream:
+            say(console, record["text"])
     if keys.output is not None:
         try:
             write_records(keys.output, records)
@@ -89,76 +160,134 @@ def run(arguments: Sequence[str]) -> None:
         say(console, f"wrote {keys.output}")
 
 
-def _generate(
-    loaded: Loaded, sampler: Sampler, keys: GenerateRequest, device: torch.device
-) -> list[Record]:
-    limit = loaded.denoiser.backbone.length
-    tokens, frozen = (x.to(device) for x in make_template(loaded.tokenizer, keys, limit))
-    settings: Guidance = construct(Guidance, keys.guidance, path="guidance")
-    predictor, condition = guided(
-        loaded, settings, keys.condition, prompted=bool(frozen.any()), device=device
-    )
-    name = weights_hash(loaded.denoiser)
-    records: list[Record] = []
-    with progress_bar("generate", keys.num * tokens.numel()) as advance:
-        for start in range(0, keys.num, keys.batch_size):
-            rows = torch.arange(start, min(start + keys.batch_size, keys.num), device=device)
-            key, shape = Key(keys.seed, rows), (len(rows), tokens.numel())
-            given = Prompt(tokens.expand(shape), frozen.expand(shape)) if frozen.any() else None
-            done = len(rows) * tokens.numel() / sampler.calls
-            samples = sampler(
-                predictor,
-                shape,
-                key=key,
-                prompt=given,
-                context=None if condition is None else Context(condition=rows * 0 + condition),
-                on_step=lambda *_, done=done: advance(done),
-            )
-            records += record_samples(
-                samples,
-                key,
-                loaded.tokenizer,
-                prompt=keys.given,
-                sampler=keys.sampler,
-                checkpoint=name,
-                condition=keys.condition,
-                guidance=keys.guidance,
-            )
-    return records
-
-
-def make_template(tokenizer: Tokenizer, keys: GenerateRequest, limit: int) -> tuple[Tensor, Tensor]:
-    """What is given of the sequence.
-
-    Args:
-        tokenizer: the one of the model.
-        keys: prompt, suffix, infill and length.
-        limit: the longest sequence that the network takes.
-
-    Returns:
-        Tokens, int64 (L,), and where they are given, bool (L,).
+@final
+class _Job:
+    """A request with its model: which texts to write, and how.
 
     Raises:
-        UserError: a length that the network does not take or that the text does not fit into.
+        UserError: a prompt or a setting that does not fit the model.
     """
-    if keys.infill is not None:
-        head, given = tokenizer.encode_template(keys.infill)
-        tail: list[int] = []
-    else:
-        head, tail = tokenizer.encode(keys.prompt or ""), tokenizer.encode(keys.suffix or "")
-        given = [True] * len(head)
-    shortest = len(head) + len(tail)
-    length = keys.length
-    if length is None:
-        length = limit if keys.infill is None else shortest
-    if not 1 <= length <= limit:
-        raise UserError(f"length must be from 1 to {limit} for this model, got {length}")
-    if shortest > length:
-        raise UserError(f"the given text has {shortest} tokens, more than the length {length}")
-    tokens = torch.zeros(length, dtype=torch.int64)
-    frozen = torch.zeros(length, dtype=torch.bool)
-    tokens[: len(head)] = torch.tensor(head, dtype=torch.int64)
-    frozen[: len(head)] = torch.tensor(given, dtype=torch.bool)
-    tokens[length - len(tail) :] = torch.tensor(tail, dtype=torch.int64)
-    frozen[length - len(tail) :] = True
-    return tokens, frozen
+
+    def __init__(
+        self,
+        keys: GenerateRequest,
+        loaded: Loaded,
+        sampler: Sampler,
+        device: torch.device,
+        console: Console,
+    ) -> None:
+        self.keys, self.device, self.console = keys, device, console
+        self.tokenizer = loaded.tokenizer
+        blocks: Blocks = construct(Blocks, keys.blocks, path="blocks")
+        self.blocks = blocks.around(sampler, loaded.denoiser.backbone.length)
+        self.sampler = sampler if self.blocks is None else self.blocks
+        asked = keys.asked()
+        templates = self._templates(asked, loaded.denoiser.backbone.length)
+        self.predictor, conditions = guided(
+            loaded,
+            construct(Guidance, keys.guidance, path="guidance"),
+            [each.condition for each in asked],
+            prompted=any(bool(template.frozen.any()) for template in templates),
+            device=device,
+        )
+        self.conditional = conditions is not None
+        parts = zip(asked, templates, conditions or [-1] * len(asked), strict=True)
+        self.texts = [
+            Text(each, template, each.first_row + n, condition)
+            for each, template, condition in parts
+            for n in range(keys.num)
+        ]
+        self.checkpoint = weights_hash(loaded.denoiser)
+
+    def run(self) -> list[Record]:
+        """Write all texts."""
+        tokens = sum(len(text.template.tokens) for text in self.texts)
+        bar = nullcontext(_nothing) if self.keys.stream else progress_bar("generate", tokens)
+        records: list[Record] = []
+        with bar as advance:
+            for texts in self._batches():
+                records += self._write(texts, advance)
+        return records
+
+    def _templates(self, asked: Sequence[Asked], limit: int) -> list[Template]:
+        keys, tokenizer = self.keys, self.tokenizer
+        allow = None if keys.allow is None else Allowed.matching(keys.allow, tokenizer)
+        in_blocks = self.blocks is not None
+        templates = []
+        for each in asked:
+            try:
+                templates.append(make_template(tokenizer, each, allow, limit, in_blocks))
+            except UserError as error:
+                raise at_line(keys.prompts, each, error) from error
+        return templates
+
+    def _batches(self) -> Iterator[list[Text]]:
+        """Texts that are written together; a classifier takes padding for text and gets none."""
+        groups = [self.texts]
+        if self.keys.guidance["classifier"] is not None:
+            alike = groupby(self.texts, key=lambda text: len(text.template.tokens))
+            groups = [list(group) for _, group in alike]
+        size = self.keys.batch_size
+        for group in groups:
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
+    def _write(self, texts: list[Text], advance: Callable[[float], None]) -> list[Record]:
+        packed = pack(
+            [text.template for text in texts], pad=self.tokenizer.eos_id, device=self.device
+        )
+        rows = torch.tensor([text.row for text in texts], device=self.device)
+        key = Key(self.keys.seed, rows)
+        total = float(packed.lengths.sum())
+        done = total / self.sampler.calls(packed.prompt.tokens.shape[1])
+
+        def on_step(step: Step) -> None:
+            advance(done)
+
+        samples = self._sample(texts, packed, key, on_step)
+        return record_samples(
+            samples,
+            key,
+            self.tokenizer,
+            origins=[Origin(t.asked.given, t.asked.condition, t.asked.line) for t in texts],
+            sampler=self._spec(),
+            checkpoint=self.checkpoint,
+            lengths=packed.lengths,
+            guidance=self.keys.guidance,
+            allow=self.keys.allow,
+        )
+
+    def _sample(self, texts: list[Text], packed: Packed, key: Key, on_step: OnStep) -> Samples:
+        context = packed.context
+        if self.conditional:
+            conditions = torch.tensor([text.condition for text in texts], device=self.device)
+            context = context._replace(condition=conditions)
+        draw = self.sampler
+        if self.blocks is not None and self.keys.stream:
+            lengths = packed.lengths.tolist()
+            names = [text.name for text in texts]
+            printer = BlockPrinter(self.console, self.tokenizer, names, lengths)
+            draw = partial(self.blocks, on_block=printer)
+        batch, length = packed.prompt.tokens.shape
+        return draw(
+            self.predictor,
+            (batch, length),
+            key=key,
+            prompt=packed.prompt,
+            context=context,
+            on_step=on_step,
+        )
+
+    def _spec(self) -> Mapping[str, Any]:
+        """The sampler as a plain `_target_` dict."""
+        if self.blocks is None:
+            return self.keys.sampler
+        return {
+            "_target_": f"{BlockSampler.__module__}.{BlockSampler.__name__}",
+            "sampler": dict(self.keys.sampler),
+            "size": self.blocks.size,
+            "context": self.blocks.context,
+        }
+
+
+def _nothing(done: float) -> None:
+    """No progress to show."""

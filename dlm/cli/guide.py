@@ -26,31 +26,35 @@ class Guidance:
 
 
 class Guided(NamedTuple):
-    """What to sample from, and the class to ask for; None for none."""
+    """What to sample from, and the class of each text, -1 for none; None where none has any."""
 
     predictor: Predictor
-    condition: int | None
+    conditions: list[int] | None
 
 
 def guided(
-    model: Loaded, guidance: Guidance, condition: str | None, prompted: bool, device: torch.device
+    model: Loaded,
+    guidance: Guidance,
+    conditions: Sequence[str | None],
+    prompted: bool,
+    device: torch.device,
 ) -> Guided:
     """The predictor that a request describes.
 
     Args:
         model: on the device.
         guidance: the settings.
-        condition: the name of a class.
-        prompted: whether part of the text is given.
+        conditions: the name of a class for each text.
+        prompted: whether part of some text is given.
         device: where a classifier goes.
 
     Raises:
         UserError: an unknown class, a model without classes, or settings that ask for nothing.
     """
     if guidance.classifier is not None:
-        return _by_classifier(model, guidance, guidance.classifier, condition, device)
+        return _by_classifier(model, guidance, guidance.classifier, conditions, device)
     classes: list[str] = model.meta.get("classes", [])
-    chosen = None if condition is None else class_id(condition, classes)
+    chosen = _class_ids(conditions, classes)
     if guidance.drop == "prompt" and not prompted:
         raise UserError("guidance.drop=prompt needs a prompt, a suffix or an infill template")
     if guidance.scale == 1:
@@ -81,19 +85,30 @@ def class_id(name: str, classes: Sequence[str]) -> int:
     return alike[0]
 
 
+def _class_ids(names: Sequence[str | None], classes: Sequence[str]) -> list[int] | None:
+    if all(name is None for name in names):
+        return None
+    return [-1 if name is None else class_id(name, classes) for name in names]
+
+
 def _by_classifier(
-    model: Loaded, guidance: Guidance, path: str, condition: str | None, device: torch.device
+    model: Loaded,
+    guidance: Guidance,
+    path: str,
+    conditions: Sequence[str | None],
+    device: torch.device,
 ) -> Guided:
     from dlm.classifier import load_classifier  # with its training, which nobody else needs
 
     if guidance.drop == "prompt":
         raise UserError("guidance.drop=prompt and guidance.classifier exclude each other")
     loaded = load_classifier(path, model)
-    if condition is None:
+    chosen = _class_ids(conditions, loaded.classes)
+    if chosen is None:
         raise UserError(
             f"guidance.classifier needs condition=NAME, one of {', '.join(loaded.classes)}"
         )
     classifier = loaded.classifier.to(device)
     scale, first_order = guidance.scale, guidance.first_order
     predictor = ClassifierGuided(model.denoiser, classifier, scale, first_order)
-    return Guided(predictor, class_id(condition, loaded.classes))
+    return Guided(predictor, chosen)

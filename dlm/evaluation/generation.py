@@ -1,19 +1,23 @@
 """What `dlm generate` leaves: one record a sample, every sample that was drawn, as JSON lines.
 
 A record says how to make the sample again: the checkpoint, the sampler, the seed and the row. A
-sample is a function of these and of the prompt, not of how many others were drawn beside it.
+sample is a function of these and of what was asked for, not of how many others were drawn beside
+it.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, final
+
+from torch import Tensor
 
 from dlm.files import replace_text
 from dlm.random import Key
 from dlm.samplers import Samples
 
 Record = dict[str, Any]
+_UNFINISHED = "\ufffd"  # what bytes of an unfinished character decode to
 
 
 class Decoder(Protocol):
@@ -24,16 +28,30 @@ class Decoder(Protocol):
         ...
 
 
+class Origin(NamedTuple):
+    """What a sample answers.
+
+    prompt: what the user gave, None for nothing.
+    condition: name of the class that was asked for.
+    line: of the file of prompts, from 1; None without one.
+    """
+
+    prompt: str | None = None
+    condition: str | None = None
+    line: int | None = None
+
+
 def record_samples(
     samples: Samples,
     key: Key,
     tokenizer: Decoder,
     *,
-    prompt: str | None,
+    origins: Sequence[Origin],
     sampler: Mapping[str, Any],
     checkpoint: str,
-    condition: str | None = None,
+    lengths: Tensor | None = None,
     guidance: Mapping[str, Any] | None = None,
+    allow: str | None = None,
 ) -> list[Record]:
     """One JSON-ready record a sample.
 
@@ -41,28 +59,63 @@ def record_samples(
         samples: tokens (B, L) and network calls (B,).
         key: the key they were drawn with: its seed, and the row of each sample.
         tokenizer: decodes the tokens.
-        prompt: what the user gave, None for nothing.
+        origins: what each sample answers, B of them.
         sampler: the sampler as a plain `_target_` dict.
         checkpoint: name or hash of the model.
-        condition: name of the class that was asked for.
+        lengths: int64 (B,), where padding begins; None: there is none.
         guidance: its settings.
+        allow: the regular expression that tokens had to match.
     """
-    fields = zip(samples.tokens.tolist(), samples.calls.tolist(), key.rows.tolist(), strict=True)
+    rows = samples.tokens.tolist()
+    ends = [len(row) for row in rows] if lengths is None else lengths.tolist()
+    fields = zip(rows, ends, samples.calls.tolist(), key.rows.tolist(), origins, strict=True)
     return [
         {
-            "text": tokenizer.decode(tokens),
-            "tokens": tokens,
-            "prompt": prompt,
+            "text": tokenizer.decode(tokens[:length]),
+            "tokens": tokens[:length],
+            "length": length,
+            "prompt": origin.prompt,
+            "line": origin.line,
             "seed": key.seed,
             "row": row,
             "calls": calls,
             "sampler": dict(sampler),
             "checkpoint": checkpoint,
-            "condition": condition,
+            "condition": origin.condition,
             "guidance": None if guidance is None else dict(guidance),
+            "allow": allow,
         }
-        for tokens, calls, row in fields
+        for tokens, length, calls, row, origin in fields
     ]
+
+
+@final
+class TextStream:
+    """Decodes tokens as they come: the parts put together are the text of all of them.
+
+    A character whose last bytes are still to come is held back. For byte-level and character
+    tokenizers the parts are exact; decoders that move spaces as they see more may show them
+    elsewhere.
+
+    Args:
+        tokenizer: decodes the tokens.
+    """
+
+    def __init__(self, tokenizer: Decoder) -> None:
+        self._tokenizer, self._tokens, self._shown = tokenizer, [], 0
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """What can be shown after these tokens too."""
+        self._tokens += tokens
+        return self._upto(self._tokenizer.decode(self._tokens).rstrip(_UNFINISHED))
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._upto(self._tokenizer.decode(self._tokens))
+
+    def _upto(self, text: str) -> str:
+        fresh, self._shown = text[self._shown :], max(self._shown, len(text))
+        return fresh
 
 
 def write_records(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
