@@ -58,7 +58,7 @@ class Step(NamedTuple):
     kind: what was done: "predict" is a step towards the data, "correct" one of a corrector.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  (of tuple, which nobody asks)
     state: State
     alpha: Tensor
     confidence: Tensor
@@ -122,16 +122,17 @@ def check_prompt(prompt: Prompt, shape: tuple[int, int], process: Process) -> No
     if prompt.allowed is None:
         return
     try:
-        allowed = prompt.allowed.expand(*shape, size)
+        prompt.allowed.expand(*shape, size)
     except RuntimeError as error:
         raise UserError(
             f"the allowed tokens have shape {tuple(prompt.allowed.shape)}, which does not fit "
             f"{(*shape, size)}"
         ) from error
-    clean = torch.arange(size, device=allowed.device) != (
+    clean = torch.arange(size, device=prompt.allowed.device) != (
         -1 if process.mask_id is None else process.mask_id
     )
-    if not (allowed & clean).any(-1)[~prompt.frozen].all():
+    possible = (prompt.allowed & clean).any(-1).expand(shape)  # not (B, L, K) for one set of all
+    if not possible[~prompt.frozen].all():
         raise UserError("a position to fill in has no allowed token")
 
 

@@ -111,9 +111,8 @@ def _allowed(templates: Sequence[Template], length: int) -> Tensor | None:
     some = next((allowed for allowed in sets if allowed is not None), None)
     if some is None:
         return None
-    places = 1 if some.ndim == 1 else len(some)
-    if all(allowed is some for allowed in sets) and places in (1, length):
-        return some.expand(1, places, -1)
+    if all(allowed is some for allowed in sets):
+        return some.reshape(1, -1, some.shape[-1])
     size = some.shape[-1]
     result = torch.ones(len(sets), length, size, dtype=torch.bool)
     for row, template in zip(result, templates, strict=True):
