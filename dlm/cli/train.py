@@ -60,6 +60,9 @@ class TrainRequest:
     optimizer: Mapping[str, Any]
     lr: Mapping[str, Any]
     grid: Mapping[str, Any]
+    corrector: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    order: Mapping[str, Any]
     sampler: Mapping[str, Any]
     trainer: Mapping[str, Any]
     callbacks: Mapping[str, Any] | None
