@@ -159,8 +159,9 @@ class EntropyBound(Order):
     def count(self, entropy: Tensor, hidden: Tensor, planned: Tensor) -> Tensor:
         """The longest run of lowest entropies within the bound; at least one, and the plan's."""
         ascending = entropy.masked_fill(~hidden, torch.inf).sort(-1).values
-        before = ascending.nan_to_num(posinf=0.0).cumsum(-1) - ascending.nan_to_num(posinf=0.0)
-        within = (before <= self.bound) & ascending.isfinite()  # sum - max = what came before
+        before = ascending.nan_to_num(posinf=0.0).cumsum(-1).roll(1, -1)  # sum - max
+        before[:, 0] = 0.0
+        within = (before <= self.bound) & ascending.isfinite()
         return torch.maximum(within.sum(-1), planned)
 
 

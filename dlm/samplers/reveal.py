@@ -181,8 +181,9 @@ class _Run:
 
     def _informed(self, log_probs: Tensor, asked: Tensor, planned: Tensor, draw: Key) -> Tensor:
         """The positions that an informed order opens, bool (B, L)."""
-        order, grid = self.sampler.order, torch.zeros(asked.shape, dtype=torch.float64)
-        priority, entropy = grid.to(asked.device), grid.to(asked.device)
+        order = self.sampler.order
+        priority = torch.zeros(asked.shape, dtype=torch.float64, device=asked.device)
+        entropy = torch.zeros_like(priority)
         u = draw.fold("order").uniform(asked.shape[1])[asked]
         priority[asked] = order.priority(log_probs, self.columns[asked], u)
         entropy[asked] = torch.special.entr(log_probs.double().exp()).sum(-1)
