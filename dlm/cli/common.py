@@ -37,8 +37,8 @@ def screen() -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """Write text as it is: no markup, no colours, no breaking of lines."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Write text as it is: no markup, no emoji names, no colours, no breaking of lines."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def compose_arguments(command: str, arguments: Sequence[str]) -> Config:

@@ -1,10 +1,18 @@
-"""`dlm generate`: seeds, rows, prompts, infilling, records."""
+"""`dlm generate`: seeds, rows, prompts, infilling, constraints, blocks, streaming, records."""
 
+import io
 import json
+import re
 
 import pytest
+import torch
+from rich.console import Console
 
 from dlm.checkpoint import load, weights_hash
+from dlm.cli.common import say
+from dlm.cli.stream import BlockPrinter
+from dlm.samplers.blocks import Block, BlockSampler
+from dlm.spec import build
 
 
 @pytest.fixture
@@ -25,7 +33,8 @@ def test_records_say_how_to_make_the_text_again(generate, checkpoint):
     for row, record in enumerate(records):
         assert record["row"] == row
         assert record["seed"] == 5
-        assert record["prompt"] is None
+        assert record["prompt"] is record["line"] is record["allow"] is None
+        assert record["length"] == loaded.meta["length"]
         assert 1 <= record["calls"] <= 6
         assert len(record["tokens"]) == loaded.meta["length"]
         assert record["text"] == loaded.tokenizer.decode(record["tokens"])
@@ -98,13 +107,179 @@ def test_a_uniform_model_generates_and_keeps_its_prompt(dlm, tiny, tmp_path):
     assert text.endswith(" sat")
 
 
+@pytest.fixture
+def prompts_file(tmp_path):
+    def write(*lines):
+        path = tmp_path / "prompts, and more=.jsonl"
+        text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        path.write_text("\n".join(text) + "\n", encoding="utf-8")
+        return f"prompts={path}"
+
+    return write
+
+
+LINES = (
+    {"prompt": "the cat"},
+    "",
+    {"infill": "the [MASK*3] sat"},
+    {"prompt": "a", "suffix": "mat", "length": 9},
+    {},
+)
+
+
+def test_a_file_of_prompts_is_one_batch(generate, prompts_file):
+    records, out = generate(prompts_file(*LINES), "num=2", "length=14")
+    assert [record["line"] for record in records] == [1, 1, 3, 3, 4, 4, 5, 5]
+    assert [record["length"] for record in records] == [14, 14, 14, 14, 9, 9, 14, 14]
+    assert all(len(record["tokens"]) == record["length"] for record in records)
+    assert [record["prompt"] for record in records[::2]] == [
+        "the cat", "the [MASK*3] sat", "a ... mat", None,
+    ]  # fmt: skip
+    for record, start in zip(records[::2], ["the cat", "the ", "a", ""], strict=True):
+        assert record["text"].startswith(start)
+    assert records[4]["text"].endswith("mat")
+    assert "--- line 4, text 1, " in out
+    assert generate(prompts_file(*LINES), "num=2", "length=14", "batch_size=3")[0] == records
+
+
+def test_a_line_is_a_function_of_itself_and_its_number(generate, prompts_file):
+    records, _ = generate(prompts_file(*LINES), "num=2")
+    assert [record["row"] for record in records[:4]] == [0, 1, 2 * 2**32, 2 * 2**32 + 1]
+    alone, _ = generate("prompt=the cat", "num=2")
+    assert [r["tokens"] for r in alone] == [r["tokens"] for r in records[:2]]
+    third, _ = generate(prompts_file("", "", LINES[2]), "num=3")
+    assert third[:2] == records[2:4]
+    assert third[0]["length"] == len("the ") + 3 + len(" sat")
+    twice, _ = generate(prompts_file({}, {}))
+    assert twice[0]["tokens"] != twice[1]["tokens"]
+
+
+def test_choices_are_kept_to(generate):
+    records, _ = generate("num=12", "infill=th[MASK:e|a] [MASK]at", "sampler.temperature=3")
+    assert {record["text"][:4] for record in records} == {"the ", "tha "}
+    assert all(record["text"].endswith("at") for record in records)
+    assert records[0]["prompt"] == "th[MASK:e|a] [MASK]at"
+    narrowed, _ = generate("num=3", "infill=th[MASK:e|a]", "allow=[aeiou]")
+    assert narrowed[0]["allow"] == "[aeiou]"
+    one, _ = generate("num=3", "infill=th[MASK:e|a] [MASK]", "allow=[b-z]")
+    assert {record["text"][:4] for record in one} == {"the "}
+
+
+def test_allow_holds_for_every_written_token(generate):
+    records, _ = generate("num=4", "prompt=the cat", "allow=[aeiou]|x?")
+    for record in records:
+        assert re.fullmatch(r"the cat[aeiou\n]*", record["text"])  # EOS has the empty text
+    assert records[0]["allow"] == "[aeiou]|x?"
+    without_eos, _ = generate("num=4", "allow=[aeiou]")
+    assert all(re.fullmatch("[aeiou]{16}", record["text"]) for record in without_eos)
+    free, _ = generate("num=4", "prompt=the cat")
+    assert [r["tokens"] for r in free] != [r["tokens"] for r in records]
+
+
+BLOCKS = ("blocks.size=6", "length=40")
+
+
+def test_blocks_write_what_the_network_could_not_take(generate, checkpoint):
+    keys = ("num=3", *BLOCKS, "prompt=the cat", "suffix=a mat")
+    records, _ = generate(*keys)
+    for record in records:
+        assert record["length"] == 40
+        assert record["text"].startswith("the cat")
+        assert record["text"].endswith("a mat")
+        assert 6 < record["calls"] <= 6 * 7
+        assert record["sampler"]["context"] == 16 - 6
+    rebuilt = build(records[0]["sampler"], trust=("dlm",))
+    assert isinstance(rebuilt, BlockSampler)
+    assert (rebuilt.size, rebuilt.sampler.steps) == (6, 6)
+    assert generate(*keys, "batch_size=2")[0] == records
+
+
+def test_the_numbers_of_blocks_matter(generate):
+    settings = ("num=2", *BLOCKS, "sampler.temperature=0.5")
+    texts = [
+        [record["text"] for record in generate(*settings, *more)[0]]
+        for more in ([], ["blocks.size=5"], ["blocks.context=0"])
+    ]
+    assert texts[0] != texts[1]
+    assert texts[0] != texts[2]
+    assert [text[:6] for text in texts[0]] == [text[:6] for text in texts[2]]
+    short, long = generate("blocks.size=6")[0], generate("blocks.size=6", "length=22")[0]
+    assert short[0]["length"] == 16
+    assert long[0]["tokens"][:12] == short[0]["tokens"][:12]
+
+
+def test_lines_of_a_file_may_need_different_numbers_of_blocks(generate, prompts_file):
+    lines = ({"prompt": "the cat", "length": 7}, {"length": 30}, {"length": 19, "suffix": "mat"})
+    records, _ = generate(prompts_file(*lines), "blocks.size=6")
+    assert [record["length"] for record in records] == [7, 30, 19]
+    assert records[0]["calls"] == 0  # all of it was given
+    assert generate(prompts_file(*lines), "blocks.size=6", "batch_size=1")[0] == records
+
+
+def test_streams_show_the_text(generate):
+    records, out = generate(*BLOCKS, "stream=true")
+    assert records == generate(*BLOCKS)[0]
+    lines = out.split("\n--- text 0, ")
+    assert lines[0].removeprefix("--- text 0\n") == records[0]["text"]
+    assert lines[1].startswith(f"{records[0]['calls']} network calls\n")
+    records, out = generate("num=2", *BLOCKS, "stream=true")
+    for row, record in enumerate(records):
+        parts = re.findall(rf"--- text {row}, tokens \d+ to \d+\n(.*?)\n(?=---)", out, re.DOTALL)
+        assert len(parts) == 7
+        assert "".join(parts) == record["text"]
+    assert "--- text 1, tokens 36 to 39\n" in out
+
+
+def test_the_printer_keeps_padding_and_half_characters_back():
+    class Bytes:
+        def decode(self, tokens):
+            return bytes(tokens).decode(errors="replace")
+
+    console = Console(file=io.StringIO())
+    printer = BlockPrinter(console, Bytes(), ["one", "two"], [3, 5])
+    letters = torch.tensor([list(b":a\xc3\0\0\0"), list(b":cat:\0")])
+    for start in (0, 2, 4):
+        printer(Block(start, letters[:, start : start + 2], torch.zeros(2)))
+    shown = console.file.getvalue()
+    assert shown == (
+        "--- one, tokens 0 to 1\n:a\n--- two, tokens 0 to 1\n:c\n"
+        "--- one, tokens 2 to 2\n\ufffd\n--- two, tokens 2 to 3\nat\n"
+        "--- two, tokens 4 to 4\n:\n"
+    )
+
+
+def test_the_screen_shows_text_as_it_is():
+    console = Console(file=io.StringIO())
+    say(console, "[bold]:cat: " + "x" * 200)
+    assert console.file.getvalue() == "[bold]:cat: " + "x" * 200 + "\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["checkpoint=no_such_model"], "there is no checkpoint 'no_such_model'"),
         (["num=0"], "num and batch_size must be at least 1"),
         (["num=two"], "num must be int, got 'two'"),
-        (["length=17"], "length must be from 1 to 16"),
+        (["length=17"], "length must be from 1 to 16 for this model, got 17; add blocks.size=8"),
+        (["prompt=the Émile"], "does not know part of 'the Émile'"),
+        (["infill=the [MASK] É"], "does not know part of 'the [MASK] É'"),
+        (["infill=the [MASK:cat|a]"], "the choice 'cat' is 3 tokens of this model, it must be one"),
+        (["infill=the [MASK:a|]"], "the choice '' is 0 tokens"),
+        (["infill=the [MASK:a|É]"], "does not know part of 'É'"),
+        (["infill=[MASK:a|o]", "allow=c"], "no choice of [MASK:a|o] matches allow='c'"),
+        (["prompt=\udcff"], "holds half a character"),
+        (["allow=[a"], "allow='[a' is no regular expression: unterminated character set"),
+        (["allow=cat"], "allow='cat' matches no token of this model"),
+        (["prompts=/no/such/file.jsonl"], "cannot read prompts='/no/such/file.jsonl'"),
+        (["prompts=x", "prompt=a", "suffix=b"], "write prompt and suffix into its lines"),
+        (["blocks.size=0"], "blocks.size must be from 1 to 16 for this model, got 0"),
+        (["blocks.size=17"], "blocks.size must be from 1 to 16 for this model, got 17"),
+        (["blocks.context=3"], "blocks.context=3 needs blocks.size"),
+        (["blocks.size=8", "blocks.context=9"], "blocks.context must be from 0 to 8"),
+        (["blocks.size=8", "blocks.context=-1"], "blocks.context must be from 0 to 8"),
+        (["blocks.size=two"], "blocks.size must be int or null, got 'two'"),
+        (["blocks.sise=2"], "did you mean 'blocks.size'?"),
+        (["stream=true"], "stream=true shows blocks as they are finished; add blocks.size=64"),
         (["length=0"], "length must be from 1 to 16"),
         (["prompt=the cat sat on a mat", "length=4"], "more than the length 4"),
         (["prompt=a", "infill=b [MASK]"], "without prompt and suffix"),
@@ -119,3 +294,24 @@ def test_a_uniform_model_generates_and_keeps_its_prompt(dlm, tiny, tmp_path):
 )
 def test_mistakes_are_sentences(refused, checkpoint, arguments, sentence):
     assert sentence in refused("generate", f"checkpoint={checkpoint}", "device=cpu", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([], "holds no line"),
+        ([{}, "{"], "line 2 is no JSON"),
+        (["[1]"], "line 1 must be a JSON object"),
+        ([{"promt": "a"}], "line 1 has a key 'promt'; did you mean 'prompt'?"),
+        ([{"line": 3}], "line 1 has a key 'line'"),
+        ([{}, {"length": "9"}], "line 2: length must be int or null, got '9'"),
+        ([{"prompt": "a", "infill": "b"}], "line 1: infill is a whole template"),
+        (["", {"length": 17}], "line 2: length must be from 1 to 16"),
+        ([{"prompt": "the cat", "length": 3}], "line 1: the given text has 7 tokens"),
+        ([{"infill": "[MASK:cat]"}], "line 1: the choice 'cat' is 3 tokens"),
+        ([{"condition": "Emma"}], "condition=Emma: this model has no classes"),
+    ],
+)
+def test_mistakes_in_a_file_name_the_line(refused, checkpoint, prompts_file, lines, sentence):
+    keys = (f"checkpoint={checkpoint}", "device=cpu", prompts_file(*lines))
+    assert sentence in refused("generate", *keys)
