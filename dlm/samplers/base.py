@@ -19,6 +19,8 @@ from dlm.errors import UserError
 from dlm.processes import Process, State
 from dlm.random import Key
 
+PADDING = -1  # the document of padding, as `dlm.denoiser.Context` has it
+
 
 class Prompt(NamedTuple):
     """Tokens that are given: prefix, suffix, any spans.
@@ -134,6 +136,13 @@ def check_prompt(prompt: Prompt, shape: tuple[int, int], process: Process) -> No
     possible = (prompt.allowed & clean).any(-1).expand(shape)  # not (B, L, K) for one set of all
     if not possible[~prompt.frozen].all():
         raise UserError("a position to fill in has no allowed token")
+
+
+def is_text(context: Context | None, tokens: Tensor) -> Tensor:
+    """Bool (B, L): the positions of tokens (B, L) that are not padding."""
+    if context is None or context.documents is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    return context.documents != PADDING
 
 
 def with_prompt(context: Context | None, prompt: Prompt, key: Key) -> Context:

@@ -29,6 +29,7 @@ from dlm.samplers.base import (
     Samples,
     Step,
     check_prompt,
+    is_text,
     with_prompt,
 )
 from dlm.samplers.bending import Bending, Bent
@@ -165,6 +166,7 @@ class _Run:
             self.state = process.pin(self.state, prompt.tokens, prompt.frozen)
             self.free, self.allowed = ~prompt.frozen, prompt.allowed
             context = with_prompt(context, prompt, key)
+        self.text = is_text(context, self.state.tokens)
         self.network = CountedNetwork(predictor, shape[0], context, self.free.device)
         self.confidence = torch.full(shape, torch.nan, device=self.free.device)
         self.steps_told = 0
@@ -219,7 +221,8 @@ class _Run:
     def bend(self, prediction: Prediction, state: State, chosen: Tensor) -> Prediction:
         """Filters, penalties and constraints."""
         noise = self.process.active(state) if self.process.shows_noise else self.hides()
-        return self.sampler.bending(prediction, state, chosen, ~(noise & self.free), self.allowed)
+        known = ~(noise & self.free) & self.text
+        return self.sampler.bending(prediction, state, chosen, known, self.allowed)
 
     def tell(self, alpha: Tensor, kind: Literal["predict", "correct"]) -> None:
         """Report a step."""

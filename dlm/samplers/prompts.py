@@ -20,9 +20,7 @@ from torch import Tensor
 
 from dlm.denoiser import Context
 from dlm.errors import UserError
-from dlm.samplers.base import Prompt
-
-PADDING = -1  # the document of padding, as `dlm.denoiser.Context` has it
+from dlm.samplers.base import PADDING, Prompt
 
 
 class Template(NamedTuple):

@@ -26,7 +26,16 @@ from dlm.errors import UserError
 from dlm.processes import Prediction, Process
 from dlm.processes.prediction import pick
 from dlm.random import Key, sample_categorical
-from dlm.samplers.base import OnStep, Prompt, Sampler, Samples, Step, check_prompt, with_prompt
+from dlm.samplers.base import (
+    OnStep,
+    Prompt,
+    Sampler,
+    Samples,
+    Step,
+    check_prompt,
+    is_text,
+    with_prompt,
+)
 from dlm.samplers.bending import Bending, Bent
 from dlm.samplers.correctors import most
 from dlm.samplers.network import CountedNetwork
@@ -138,6 +147,7 @@ class _Run:
             self.hidden, self.allowed = ~prompt.frozen, prompt.allowed
             context = with_prompt(context, prompt, key)
         self.total = self.hidden.sum(-1)
+        self.text = is_text(context, self.state.tokens)
         self.network = CountedNetwork(predictor, shape[0], context, device)
         self.confidence = torch.full(shape, torch.nan, device=device)
         self.columns = torch.arange(shape[1], device=device).expand(shape)
@@ -199,5 +209,5 @@ class _Run:
         self.network.forget(chosen.any(-1))
 
     def _bent(self, prediction: Prediction, chosen: Tensor) -> Prediction:
-        known = ~self.hidden
+        known = ~self.hidden & self.text
         return self.sampler.bending(prediction, self.state, chosen, known, self.allowed)

@@ -8,9 +8,20 @@ from dlm.lab import Oracle
 from dlm.networks import DiT
 from dlm.parameterizations import LeaveOneOut
 from dlm.random import Key
-from dlm.samplers import Ancestral, EvenGrid, GridSampler, Prompt
+from dlm.samplers import (
+    Ancestral,
+    ByConfidence,
+    EvenGrid,
+    Gibbs,
+    GridSampler,
+    Prompt,
+    ReMDM,
+)
 from dlm.samplers.base import check_prompt
+from dlm.samplers.orders import Confidence, Random
+from dlm.samplers.plans import Balanced, Even, FirstHitting
 from dlm.samplers.prompts import Template, cut, pack
+from dlm.samplers.reveal import RevealSampler
 from tests.toys import SYMBOLS, absorbing, correlated_law, processes
 
 LENGTHS = [5, 9, 2, 7]
@@ -40,23 +51,43 @@ def sampler(steps=4, **settings):
     return GridSampler(Ancestral(), EvenGrid(), steps=steps, **settings)
 
 
-@pytest.mark.parametrize("process", processes(), ids=repr)
-class TestDifferentLengths:
-    def test_a_sequence_is_the_same_alone_and_padded(self, process):
-        """In float32 a token at the very edge between two could differ; of these none does."""
-        templates = [template(n, given=[1]) for n in LENGTHS]
-        prompt, context, lengths = pack(templates, pad=2)
-        key = Key(3, torch.arange(4))
-        samples = sampler()(network(process), (4, 9), key=key, prompt=prompt, context=context)
-        for row, text in enumerate(cut(samples.tokens, lengths)):
-            prompt, context, _ = pack([templates[row]], pad=2)
-            shape = (1, LENGTHS[row])
-            own = key[torch.tensor([row])]
-            alone = sampler()(network(process), shape, key=own, prompt=prompt, context=context)
-            assert torch.equal(text, alone.tokens[0])
-            assert samples.calls[row] == alone.calls[0]
-            assert text[1] == 1
+SAMPLERS = {
+    "grid": sampler(),
+    "penalty": sampler(repetition_penalty=3.0),
+    "ngram": sampler(steps=8, no_repeat_ngram=1),
+    "gibbs": sampler(steps=8, corrector=Gibbs(positions=2)),
+    "remasking": GridSampler(ReMDM(ByConfidence()), EvenGrid(), steps=8),
+    "reveal": RevealSampler(Balanced(), Random(), steps=4, repetition_penalty=3.0),
+    "first hitting": RevealSampler(FirstHitting(), Random(), steps=None),
+    "confident": RevealSampler(Even(), Confidence(temperature=1.0), steps=3, no_repeat_ngram=1),
+}
+PAIRS = [
+    pytest.param(process, name, id=f"{type(process).__name__}-{name}")
+    for process in processes()
+    for name, made in SAMPLERS.items()
+    if made.refusal(process) is None
+]
 
+
+@pytest.mark.parametrize(("process", "name"), PAIRS)
+def test_a_sequence_is_the_same_alone_and_padded(process, name):
+    """In float32 a token at the very edge between two could differ; of these none does."""
+    made = SAMPLERS[name]
+    templates = [template(n, given=[1]) for n in LENGTHS]
+    prompt, context, lengths = pack(templates, pad=2)
+    key = Key(3, torch.arange(4))
+    samples = made(network(process), (4, 9), key=key, prompt=prompt, context=context)
+    for row, text in enumerate(cut(samples.tokens, lengths)):
+        prompt, context, _ = pack([templates[row]], pad=2)
+        shape, own = (1, LENGTHS[row]), key[torch.tensor([row])]
+        alone = made(network(process), shape, key=own, prompt=prompt, context=context)
+        assert torch.equal(text, alone.tokens[0])
+        assert samples.calls[row] == alone.calls[0]
+        assert text[1] == 1
+
+
+@pytest.mark.parametrize("process", processes(), ids=repr)
+class TestPadding:
     def test_the_padding_token_is_seen_by_no_one(self, process):
         templates = [template(n) for n in LENGTHS]
         texts = []
