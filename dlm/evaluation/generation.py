@@ -114,7 +114,7 @@ class TextStream:
         return self._upto(self._tokenizer.decode(self._tokens))
 
     def _upto(self, text: str) -> str:
-        fresh, self._shown = text[self._shown :], max(self._shown, len(text))
+        fresh, self._shown = text[self._shown :], len(text)
         return fresh
 
 

@@ -109,6 +109,24 @@ def test_guidance_does_not_depend_on_the_batch(generate):
     assert generate("num=4", "batch_size=1", *settings) == four
 
 
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    asked = ({"condition": "low"}, {"condition": "High", "length": 7}, {"condition": None})
+    path.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    return f"prompts={path}"
+
+
+def test_lines_of_a_file_name_their_classes(generate, lines):
+    records = generate(lines, "num=4", "condition=High", "guidance.scale=2")
+    assert [record["condition"] for record in records[::4]] == ["low", "High", None]
+    assert share(records[:4], "abc") > 0.9
+    assert share(records[4:8], "xyz") > 0.9
+    assert all(record["length"] == 7 for record in records[4:8])
+    alone = generate("num=4", "condition=low", "guidance.scale=2")
+    assert [record["tokens"] for record in alone] == [r["tokens"] for r in records[:4]]
+
+
 def test_a_prompt_can_guide(generate):
     settings = ("num=6", "prompt=aab", "guidance.drop=prompt")
     records = generate(*settings, "guidance.scale=3")
@@ -214,6 +232,14 @@ def test_a_classifier_guides(generate, model, classifier, first_order, scale, le
     num_states = load(model).denoiser.process.num_states
     once = 1 + (2 if first_order else 12 * num_states)
     assert all(record["calls"] % once == 0 for record in [*both["Low"], *both["High"]])
+
+
+def test_a_classifier_sees_no_padding(generate, classifier, lines):
+    """It takes padding for text, so lines of other lengths are written by themselves."""
+    settings = (lines, f"guidance.classifier={classifier}", "guidance.scale=4")
+    together = generate("num=2", *settings)
+    assert generate("num=2", "batch_size=1", *settings) == together
+    assert [record["length"] for record in together] == [12, 12, 7, 7, 12, 12]
 
 
 def test_the_script_measures_and_refuses(script, model, checkpoint, capsys, tmp_path):

@@ -97,14 +97,15 @@ def test_a_uniform_model_generates_and_keeps_its_prompt(dlm, tiny, tmp_path):
     result = dlm(
         "generate",
         f"checkpoint={folder / 'checkpoints' / 'last.ckpt'}",
-        "infill=the [MASK*3] sat",
+        "infill=the [MASK*3] s[MASK:a|o]t",
+        "allow=[aco]",
+        "blocks.size=5",
         "sampler.steps=4",
         f"output={output}",
     )
     assert result.code == 0, result.err
     text = json.loads(output.read_text())["text"]
-    assert text.startswith("the ")
-    assert text.endswith(" sat")
+    assert re.fullmatch("the [aco]{3} s[ao]t", text)
 
 
 @pytest.fixture
@@ -248,6 +249,19 @@ def test_the_printer_keeps_padding_and_half_characters_back():
     )
 
 
+def test_one_text_runs_on():
+    class Letters:
+        def decode(self, tokens):
+            return "".join(map(chr, tokens))
+
+    console = Console(file=io.StringIO())
+    printer = BlockPrinter(console, Letters(), ["one"], [8])
+    letters = torch.tensor([list(b":cat: [b]")])
+    for start in (0, 5):
+        printer(Block(start, letters[:, start : start + 5], torch.zeros(1)))
+    assert console.file.getvalue() == "--- one\n:cat: [b\n"
+
+
 def test_the_screen_shows_text_as_it_is():
     console = Console(file=io.StringIO())
     say(console, "[bold]:cat: " + "x" * 200)
@@ -270,6 +284,7 @@ def test_the_screen_shows_text_as_it_is():
         (["prompt=\udcff"], "holds half a character"),
         (["allow=[a"], "allow='[a' is no regular expression: unterminated character set"),
         (["allow=cat"], "allow='cat' matches no token of this model"),
+        (["allow=\\[MASK\\]"], "matches no token of this model"),
         (["prompts=/no/such/file.jsonl"], "cannot read prompts='/no/such/file.jsonl'"),
         (["prompts=x", "prompt=a", "suffix=b"], "write prompt and suffix into its lines"),
         (["blocks.size=0"], "blocks.size must be from 1 to 16 for this model, got 0"),
