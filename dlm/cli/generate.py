@@ -20,7 +20,7 @@ from rich.console import Console
 from dlm.checkpoint import Loaded, load, weights_hash
 from dlm.cli.common import compose_arguments, pick_device, progress_bar, request, say, screen
 from dlm.cli.guide import Guidance, guided
-from dlm.cli.prompts import LINE_ROWS, Allowed, Asked, at_line, make_template, read_prompts
+from dlm.cli.prompts import Allowed, Asked, at_line, make_template, read_prompts
 from dlm.cli.stream import BlockPrinter
 from dlm.errors import UserError
 from dlm.evaluation.generation import Origin, Record, record_samples, write_records
@@ -97,7 +97,7 @@ class GenerateRequest:
     order: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num <= LINE_ROWS or self.batch_size < 1:
+        if self.num < 1 or self.batch_size < 1:
             raise UserError(
                 "num and batch_size must be at least 1, "
                 f"got num={self.num} and batch_size={self.batch_size}"

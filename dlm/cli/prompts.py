@@ -114,7 +114,7 @@ def read_prompts(path: str, length: int | None, condition: str | None) -> list[A
         UserError: the file cannot be read, or what is wrong in which line.
     """
     try:
-        text = Path(path).expanduser().read_text("utf-8")
+        text = Path(path).expanduser().read_text("utf-8-sig")  # with or without a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read prompts={path!r}: {reason}") from error

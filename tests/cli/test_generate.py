@@ -151,6 +151,8 @@ def test_a_line_is_a_function_of_itself_and_its_number(generate, prompts_file):
     third, _ = generate(prompts_file("", "", LINES[2]), "num=3")
     assert third[:2] == records[2:4]
     assert third[0]["length"] == len("the ") + 3 + len(" sat")
+    marked, _ = generate(prompts_file("\ufeff" + json.dumps(LINES[0])), "num=2")
+    assert marked == records[:2]
     twice, _ = generate(prompts_file({}, {}))
     assert twice[0]["tokens"] != twice[1]["tokens"]
 
