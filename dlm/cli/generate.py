@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from dlm.checkpoint import Loaded, load, weights_hash
+from dlm.cli.blocks import Blocks, blocks_spec
 from dlm.cli.common import compose_arguments, pick_device, progress_bar, request, say, screen
 from dlm.cli.guide import Guidance, guided
 from dlm.cli.prompts import Allowed, Asked, at_line, make_template, read_prompts
@@ -26,45 +27,8 @@ from dlm.errors import UserError
 from dlm.evaluation.generation import Origin, Record, record_samples, write_records
 from dlm.random import Key
 from dlm.samplers import OnStep, Sampler, Samples, Step
-from dlm.samplers.blocks import BlockSampler
 from dlm.samplers.prompts import Packed, Template, pack
 from dlm.spec import build, construct
-
-
-@final
-@dataclass(frozen=True)
-class Blocks:
-    """The keys of `blocks` in `configs/generate.yaml`."""
-
-    size: int | None
-    context: int | None
-
-    def around(self, sampler: Sampler, limit: int) -> BlockSampler | None:
-        """The sampler in blocks; None without a size.
-
-        Args:
-            sampler: draws one block.
-            limit: the longest sequence that the network takes.
-
-        Raises:
-            UserError: numbers that make no window or one that the network does not take.
-        """
-        if self.size is None:
-            if self.context is not None:
-                raise UserError(f"blocks.context={self.context} needs blocks.size")
-            return None
-        if not 1 <= self.size <= limit:
-            raise UserError(
-                f"blocks.size must be from 1 to {limit} for this model, got {self.size}"
-            )
-        most = limit - self.size
-        context = most if self.context is None else self.context
-        if not 0 <= context <= most:
-            raise UserError(
-                f"blocks.context must be from 0 to {most} with blocks.size={self.size} for this "
-                f"model, which takes {limit} tokens at once, got {context}"
-            )
-        return BlockSampler(sampler, self.size, context)
 
 
 @final
@@ -181,6 +145,7 @@ class _Job:
         blocks: Blocks = construct(Blocks, keys.blocks, path="blocks")
         self.blocks = blocks.around(sampler, loaded.denoiser.backbone.length)
         self.sampler = sampler if self.blocks is None else self.blocks
+        self.spec = blocks_spec(self.blocks, keys.sampler)
         asked = keys.asked()
         templates = self._templates(asked, loaded.denoiser.backbone.length)
         self.predictor, conditions = guided(
@@ -249,7 +214,7 @@ class _Job:
             key,
             self.tokenizer,
             origins=[Origin(t.asked.given, t.asked.condition, t.asked.line) for t in texts],
-            sampler=self._spec(),
+            sampler=self.spec,
             checkpoint=self.checkpoint,
             lengths=packed.lengths,
             guidance=self.keys.guidance,
@@ -276,17 +241,6 @@ class _Job:
             context=context,
             on_step=on_step,
         )
-
-    def _spec(self) -> Mapping[str, Any]:
-        """The sampler as a plain `_target_` dict."""
-        if self.blocks is None:
-            return self.keys.sampler
-        return {
-            "_target_": f"{BlockSampler.__module__}.{BlockSampler.__name__}",
-            "sampler": dict(self.keys.sampler),
-            "size": self.blocks.size,
-            "context": self.blocks.context,
-        }
 
 
 def _nothing(done: float) -> None:
