@@ -1,4 +1,4 @@
-"""`blocks.*` of `dlm generate`: whether the sampler runs block by block, and how that is recorded."""
+"""`blocks.*` of `dlm generate`: a sampler that runs block by block, and how that is recorded."""
 
 from __future__ import annotations
 
