@@ -82,7 +82,7 @@ class Judge:
         longest = max((len(ids) for ids in encoded), default=0) + 1
         if longest > self.context:
             raise UserError(
-                f"a text has {longest} tokens of the judge, which reads {self.context}; cut it first"
+                f"a text has {longest} tokens of the judge, more than {self.context}; cut it first"
             )
         nats = torch.zeros(len(texts), dtype=torch.float64)
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
