@@ -2,7 +2,7 @@
 
 Three stages over one folder; each keeps what is there already, so a run that was cut goes on:
 
-    python benchmarks/quality.py generate RUNS austen=austen uniform=PATH ... [--num 128]
+    python benchmarks/quality.py generate RUNS austen=austen uniform=PATH ... [--num 64]
     python benchmarks/quality.py judge RUNS --judge FOLDER      (scripts/smollm2.py writes one)
     python benchmarks/quality.py report RUNS [--save]
 
@@ -115,7 +115,8 @@ def generate(args: argparse.Namespace) -> None:
         process, length = type(denoiser.process).__name__, loaded.meta["length"]
         (args.folder / name).mkdir(parents=True, exist_ok=True)
         _held_out(args.folder / name / "held_out.npz", checkpoint, loaded, args.num)
-        for number, setting in enumerate(SETTINGS[process]):
+        numbered = list(enumerate(SETTINGS[process]))
+        for number, setting in reversed(numbered) if args.reverse else numbered:
             for steps in args.budgets:
                 path = args.folder / name / f"{number:02d}-{steps:03d}.npz"
                 if path.exists():
@@ -273,7 +274,8 @@ def main() -> None:
         sub.set_defaults(run=stage)
         if stage is generate:
             sub.add_argument("models", nargs="+")
-            sub.add_argument("--num", type=int, default=128)
+            sub.add_argument("--num", type=int, default=64)
+            sub.add_argument("--reverse", action="store_true", help="of two runs, one from the end")
             sub.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
         if stage is judge:
             sub.add_argument("--judge", required=True)

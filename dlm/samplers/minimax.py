@@ -29,6 +29,7 @@ import numpy as np
 
 Against = Literal["tc", "dtc", "both"]
 _HALVINGS = 60
+_ROUNDING = 1e-12  # of a sum of probabilities
 
 
 class Boundaries(NamedTuple):
@@ -96,11 +97,12 @@ def systematic(chance: np.ndarray, steps: int) -> Outcomes:
     """
     length = len(chance) + 1
     reach = np.concatenate([[0.0], np.cumsum(chance)])
-    reach *= (steps - 1) / reach[-1]
-    reach[-1] = steps - 1
+    reach = np.minimum(reach * ((steps - 1) / reach[-1]), steps - 1)
+    nearest = np.round(reach)  # sums that are whole up to rounding are whole
+    reach = np.where(np.abs(reach - nearest) < _ROUNDING, nearest, reach)
     breaks = np.unique(np.concatenate([[0.0, 1.0], 1 - reach % 1]))
     widths = np.diff(breaks)
-    kept = widths > 0
+    kept = widths > _ROUNDING
     middle = (breaks[:-1] + widths / 2)[kept]
     level = np.floor(middle[:, None] + reach)
     begins = np.diff(level, axis=1) > 0  # (M, L - 1)

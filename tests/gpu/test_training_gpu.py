@@ -56,5 +56,6 @@ def test_loss_gradient_and_samples_agree_with_the_cpu(process):
         results.append((loss.detach().cpu(), grads.cpu(), tokens.cpu()))
     (loss, grads, tokens), (other_loss, other_grads, other_tokens) = results
     assert torch.allclose(loss, other_loss, rtol=1e-8)
-    assert torch.allclose(grads, other_grads, rtol=1e-5, atol=1e-8 * grads.abs().max())
+    # the level is embedded in float32, whose sines differ between devices
+    assert torch.allclose(grads, other_grads, rtol=1e-4, atol=1e-6 * grads.abs().max())
     assert torch.equal(tokens, other_tokens)
