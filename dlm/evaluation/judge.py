@@ -1,11 +1,13 @@
 """A judge: what a causal language model makes of generated text.
 
 Any causal model of transformers, from a folder on disk. A text is scored as it stands, without the
-special tokens of the judge but its BOS before the first token, so the first token is scored too.
-The nats of a text depend on the judge's tokenizer; per byte they compare across texts.
+special tokens of the judge: -log p(token | those before it), summed. The first token is given the
+judge's BOS, or its EOS where it has none (GPT-2), so it is scored too; `Judge.first` says which.
+Words like `<|endoftext|>` in a text are read as the characters they are.
 
-A judge rewards what it finds likely: text that repeats itself, or says little, scores well. Read
-its perplexity beside the entropy of the samples (`dlm.evaluation.quality`).
+Nats per token depend on how the judge cuts text into tokens, nats per byte do not. A judge rewards
+what it finds likely: text that repeats itself, or says little, scores well. Read its perplexity
+beside the entropy of the samples (`dlm.evaluation.quality`).
 """
 
 from __future__ import annotations
@@ -32,14 +34,20 @@ class Scores(NamedTuple):
 class Judge:
     """A causal language model that scores texts.
 
+    Attributes:
+        context: the longest text it reads, in its tokens, `first` included; None: any.
+        first: the special token that stands before every text.
+
     Args:
         path: a folder in the format of transformers, with its tokenizer. Nothing is downloaded, no
             code of the folder is run.
         device: where it runs.
-        dtype: of its weights.
+        dtype: of its weights; in bfloat16 a text's nats vary with its batch by about 1e-3 of them,
+            in float32 by 1e-6.
 
     Raises:
-        UserError: there is no such folder, or it holds no causal language model.
+        UserError: there is no such folder, it holds no causal language model, or the judge has
+            neither BOS nor EOS.
     """
 
     def __init__(
@@ -54,18 +62,28 @@ class Judge:
         if not folder.is_dir():
             raise UserError(f"there is no folder {str(path)!r} with a judge; see docs/quality.md")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, dtype=dtype
+            )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{str(path)!r} holds no causal language model: {reason}") from error
-        self._model = model.to(device).eval()
+        first = self._tokenizer.bos_token or self._tokenizer.eos_token
+        if first is None:
+            raise UserError(
+                f"the judge {str(path)!r} has neither BOS nor EOS to put before the first token; "
+                "take another"
+            )
+        self._model: torch.nn.Module = model
+        self._model.to(device).eval()
         self._device = torch.device(device)
-
-    @property
-    def context(self) -> int:
-        """The longest text it reads, in its tokens, BOS included."""
-        return int(self._model.config.max_position_embeddings)
+        self.first = str(first)
+        self.context: int | None = getattr(
+            model.config.get_text_config(), "max_position_embeddings", None
+        )
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], batch_size: int = 16) -> Scores:
@@ -78,34 +96,41 @@ class Judge:
         Raises:
             UserError: a text longer than the judge's context: nothing is cut silently.
         """
-        encoded = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        longest = max((len(ids) for ids in encoded), default=0) + 1
-        if longest > self.context:
+        encoded = [self._encode(text) for text in texts]
+        longest = 1 + max((len(ids) for ids in encoded), default=0)
+        if self.context is not None and longest > self.context:
             raise UserError(
-                f"a text has {longest} tokens of the judge, more than {self.context}; cut it first"
+                f"a text has {longest} tokens of the judge, {self.first} included, and it reads "
+                f"{self.context} at most; cut the text first"
             )
         nats = torch.zeros(len(texts), dtype=torch.float64)
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        order = sorted((n for n, ids in enumerate(encoded) if ids), key=lambda n: len(encoded[n]))
         for start in range(0, len(order), batch_size):
-            batch = [i for i in order[start : start + batch_size] if encoded[i]]
-            if batch:
-                nats[batch] = self._batch([encoded[i] for i in batch])
-        tokens = torch.tensor([len(ids) for ids in encoded])
-        return Scores(nats, tokens, torch.tensor([len(text.encode()) for text in texts]))
+            batch = order[start : start + batch_size]
+            nats[batch] = self._nats([encoded[n] for n in batch])
+        tokens = torch.tensor([len(ids) for ids in encoded], dtype=torch.int64)
+        sizes = torch.tensor([len(text.encode()) for text in texts], dtype=torch.int64)
+        return Scores(nats, tokens, sizes)
 
-    def _batch(self, rows: list[list[int]]) -> Tensor:
-        first = self._tokenizer.bos_token_id
-        first = self._tokenizer.eos_token_id if first is None else first
-        if first is None:
-            raise UserError("the judge has neither BOS nor EOS to put before the first token")
+    def _encode(self, text: str) -> list[int]:
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return self._tokenizer(text, **plain)["input_ids"]
+
+    def _nats(self, rows: list[list[int]]) -> Tensor:
+        first = self._tokenizer.convert_tokens_to_ids(self.first)
         width = 1 + max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), first, device=self._device)
+        ids = torch.full((len(rows), width), first)
         seen = torch.zeros_like(ids)
         for n, row in enumerate(rows):
-            ids[n, 1 : 1 + len(row)] = torch.tensor(row, device=self._device)
+            ids[n, 1 : 1 + len(row)] = torch.tensor(row)
             seen[n, : 1 + len(row)] = 1
-        logits = self._model(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), ids[:, 1:], reduction="none"
-        )
-        return (loss.double() * seen[:, 1:]).sum(-1).cpu()
+        ids, seen = ids.to(self._device), seen.to(self._device)
+        logits = self._model(input_ids=ids, attention_mask=seen, use_cache=False).logits
+        nats = []
+        for n, row in enumerate(rows):  # one at a time: the table in float32 is large
+            wanted = ids[n, 1 : 1 + len(row)]
+            loss = torch.nn.functional.cross_entropy(
+                logits[n, : len(row)].float(), wanted, reduction="none"
+            )
+            nats.append(loss.double().sum())
+        return torch.stack(nats).cpu()
