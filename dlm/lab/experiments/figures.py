@@ -1,0 +1,61 @@
+"""The figures of the lab: one way to draw every experiment, from its panels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlm.files import replace_file
+from dlm.lab.experiments.base import Panel, Role
+
+_STYLE: dict[Role, dict[str, object]] = {
+    "measured": {"marker": "o", "markersize": 4, "linewidth": 1.4},
+    "predicted": {"linestyle": "--", "linewidth": 1.2, "color": "black", "alpha": 0.7},
+    "slope": {"linestyle": ":", "linewidth": 1.2, "color": "gray"},
+}
+_WIDTH, _HEIGHT, _DPI = 5.4, 4.2, 120
+
+
+def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """Draw panels side by side, in rows of at most three.
+
+    Args:
+        panels: at least one.
+        title: above all of them.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure  # a second of import, only here
+
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _draw_panel(axes, panel)
+    figure.suptitle(title)
+    replace_file(path, lambda draft: figure.savefig(draft, dpi=_DPI, format="png"))
+
+
+def _draw_panel(axes, panel: Panel) -> None:
+    for series in panel.series:
+        above = [(x, y) for x, y in zip(series.x, series.y, strict=True) if _shown(panel, x, y)]
+        axes.plot(
+            [x for x, _ in above], [y for _, y in above], label=series.label, **_STYLE[series.role]
+        )
+    if panel.log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    if panel.log_y:
+        axes.set_yscale("log")
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(fontsize=7)
+
+
+def _shown(panel: Panel, x: float, y: float) -> bool:
+    """Zero has no place on a logarithmic axis."""
+    return (x > 0 or not panel.log_x) and (y > 0 or not panel.log_y)
