@@ -1,5 +1,6 @@
 """Samplers and their parts."""
 
+from dlm.samplers.auto import Auto
 from dlm.samplers.base import OnStep, Prompt, Sampler, Samples, Step
 from dlm.samplers.bending import Bending
 from dlm.samplers.correctors import Corrector, DenoiseRenoise, ForwardBackward, Gibbs, NoCorrector
@@ -50,6 +51,7 @@ from dlm.samplers.reveal import RevealSampler
 
 __all__ = [
     "Ancestral",
+    "Auto",
     "Balanced",
     "Bending",
     "ByConfidence",

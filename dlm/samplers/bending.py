@@ -70,7 +70,8 @@ class Bending:
         self.filters += [TopP(top_p)] if top_p is not None else []
         self.filters += [MinP(min_p)] if min_p is not None else []
         self.filters += [Typical(typical_p)] if typical_p is not None else []
-        self.penalty, self.ngram, self.on = repetition_penalty, no_repeat_ngram, filter_on
+        self.penalty, self.ngram = repetition_penalty, no_repeat_ngram
+        self.on: Bent = filter_on
 
     def __call__(
         self,
