@@ -77,8 +77,7 @@ class Judge:
                 f"the judge {str(path)!r} has neither BOS nor EOS to put before the first token; "
                 "take another"
             )
-        self._model: torch.nn.Module = model
-        self._model.to(device).eval()
+        self._model = torch.nn.Module.to(model, device).eval()  # theirs hides its arguments' types
         self._device = torch.device(device)
         self.first = str(first)
         self.context: int | None = getattr(
