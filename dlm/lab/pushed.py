@@ -2,14 +2,14 @@
 
 `exact` pushes kernels that look at tokens alone. Here are whole samplers: grids with correctors,
 kernels that remember how sure the model was or change the noise a state keeps, and reveal samplers
-with any order that makes its choice without drawing. Float64 where the predictor is.
+with any order, also one that draws its choice. Float64 where the predictor is.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from math import comb
 from typing import NamedTuple
 
@@ -94,7 +94,7 @@ def reveal_law(
     """The law of what a reveal sampler draws, flat float64 (K^L,).
 
     Args:
-        sampler: its order must not draw at a temperature.
+        sampler: any plan and order.
         predictor: an oracle.
         length: L.
         sizes: the law of the plan: probabilities and sizes of the steps.
@@ -316,13 +316,25 @@ def _subsets(sampler: RevealSampler, log_probs: Tensor, hidden: Tensor, count: i
             yield subset, torch.where(possible, 1 / ways.clamp(min=1), 0.0)
         return
     column = torch.arange(length).expand(number, -1).flatten()
-    zeros = torch.zeros(number * length, dtype=torch.float64)
+    silent = torch.full((number * length,), math.exp(-1), dtype=torch.float64)  # no Gumbel noise
     rows = log_probs.flatten(0, 1) if order.informed else log_probs.new_zeros(number * length, 0)
-    priority = order.priority(rows, column, zeros).reshape(number, length)
+    priority = order.priority(rows, column, silent).reshape(number, length)
     entropy = torch.special.entr(log_probs.exp()).sum(-1)
     planned = torch.full((number,), count)
     counts = order.count(entropy, hidden, planned) if order.informed else planned
-    yield most(priority, hidden, counts), torch.ones(number, dtype=torch.float64)
+    if getattr(order, "temperature", 0) == 0:
+        yield most(priority, hidden, counts), torch.ones(number, dtype=torch.float64)
+        return
+    weights = torch.where(hidden, priority, -torch.inf).softmax(-1)
+    for size in counts.unique().tolist():
+        for places in permutations(range(length), min(size, length)):
+            subset = torch.zeros_like(hidden)
+            subset[:, list(places)] = True
+            chance, left = (counts == size).double(), torch.ones(number, dtype=torch.float64)
+            for place in places:  # without replacement: each in proportion to what is left
+                chance = chance * weights[:, place] / left.clamp(min=1e-300)
+                left = left - weights[:, place]
+            yield subset, chance
 
 
 def _tokens_law(mass: _Mass, size: int) -> Tensor:

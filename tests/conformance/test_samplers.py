@@ -1,12 +1,14 @@
 """Every sampler, grid, corrector, plan and order of `configs/` on every process: prompts, seeds,
 calls, laws."""
 
+import copy
+
 import pytest
 import torch
 
 from dlm import UserError
 from dlm.lab import Oracle, exact, pushed
-from dlm.samplers import GridSampler, Prompt
+from dlm.samplers import Auto, GridSampler, Prompt
 from tests.conformance.registry import SYMBOLS, built, every, key, names, with_profile
 from tests.toys import correlated_law, product_table
 
@@ -125,19 +127,15 @@ def test_product_laws_are_exact_and_steps_help(sampler, process):
     model, small = built("process", process), correlated_law(SYMBOLS, length=2)
 
     def error(law, steps):
-        made = built("sampler", sampler, f"process={process}", f"sampler.steps={steps}")
+        overrides = [f"process={process}", f"sampler.steps={steps}"]
+        made = copy.deepcopy(built("sampler", sampler, *overrides))
         if made.refusal(model) is not None:
             return None
+        made = made.chosen(model) if isinstance(made, Auto) else made
         if isinstance(made, GridSampler):
             output = pushed.grid_law(made, Oracle(law, model), law.ndim)
         else:
-            made = built(
-                "sampler",
-                sampler,
-                f"process={process}",
-                f"sampler.steps={steps}",
-                "sampler.level=exact",
-            )
+            made.level = "exact"
             sizes = [(1.0, [1] * law.ndim if steps >= law.ndim else [law.ndim])]
             output = pushed.reveal_law(made, Oracle(law, model), law.ndim, sizes)
         return exact.total_variation(exact.embed(law, model), output).item()

@@ -129,7 +129,7 @@ def test_averaging_over_orders_loses_less_than_the_curve_says():
 @pytest.mark.parametrize(
     ("plan", "order", "steps"),
     [(Even(), Random(), 2), (FirstHitting(), Random(), None), (Even(), Confidence(), 2),
-     (Even(), EntropyBound(0.3), 3), (Minimax(), LeftToRight(), 2)],
+     (Even(), EntropyBound(0.3), 3), (Minimax(), LeftToRight(), 2), (Even(), Confidence(0.5), 2)],
     ids=repr,
 )  # fmt: skip
 def test_the_sampler_draws_from_the_law_that_was_pushed(process, plan, order, steps):
