@@ -1,0 +1,336 @@
+"""The page of a trace in a real browser: what it shows at each step, and that it can be driven."""
+
+import re
+
+import pytest
+import torch
+
+from dlm.evaluation.trace import Trace, write_trace
+from dlm.lab import Oracle
+from dlm.processes import State
+from dlm.random import Key
+from dlm.samplers import Ancestral, EvenGrid, GridSampler, Step
+from tests import toys
+from tests.browser.chromium import Chromium, find_chromium
+
+NAN = float("nan")
+HOSTILE = "</script><script>document.title = 'taken'</script>"
+MARKUP = "<b>&\"'\n"
+TEXTS = ["the", " cat", HOSTILE, MARKUP, "\ufffd", "\ufffd", "é"]
+A, B, EVIL, TAGS, HALF, REST, WHOLE, MASK = range(8)
+PROCESS = toys.absorbing(symbols=MASK)
+
+
+class Pieces:
+    """Texts by number; HALF and REST are é together."""
+
+    eos_id = -1
+
+    def decode(self, ids):
+        text = "".join(TEXTS[token] for token in ids)
+        return text if list(ids) != [HALF, REST] else "é"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs a browser: apt-get install chromium (the Debian package)")
+    running = Chromium(program, tmp_path_factory.mktemp("profile"))
+    yield running
+    running.close()
+
+
+def record(process, steps, **settings):
+    """A trace of one sequence: (tokens, probabilities) by step."""
+    trace = Trace(process, **settings)
+    for index, (tokens, chances, *more) in enumerate(steps):
+        noise = torch.tensor([more[0]]) if more else None
+        trace(
+            Step(
+                index,
+                State(torch.tensor([tokens]), noise),
+                torch.tensor([(index + 1) / len(steps)]),
+                torch.tensor([chances]).log(),
+                torch.tensor([2 * index + 1]),
+                "correct" if index == 2 else "predict",
+            )
+        )
+    return trace
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    masked = record(
+        PROCESS,
+        [
+            ([A, B, MASK, MASK, MASK], [NAN, 0.5, NAN, NAN, NAN]),
+            ([A, B, EVIL, TAGS, HALF], [NAN, 0.5, 0.25, 0.75, 1.0]),
+            ([A, A, MASK, TAGS, HALF], [NAN, NAN, NAN, 0.75, 1.0]),
+            ([A, A, TAGS, HALF, REST], [NAN, 0.5, 0.125, 0.5, 1.0]),
+        ],
+        frozen=torch.tensor([[True, False, False, False, False]]),
+        names=["<i>masked"],
+    )
+    lifted = record(
+        toys.lifted(),
+        [([0, 1], [NAN, NAN], [0, 1]), ([2, 1], [0.5, NAN], [0, 1])],
+        names=["lifted"],
+    )
+    uniform = record(
+        toys.uniform(),
+        [([0, 1], [NAN, 0.5]), ([0, 1], [0.25, 0.5]), ([0, 2], [0.25, 0.5])],
+        names=["uniform"],
+    )
+    path = tmp_path_factory.mktemp("trace") / "a trace.html"
+    about = {"sampler": {"steps": 4}, "prompt": MARKUP}
+    write_trace(path, [masked, lifted, uniform], Pieces(), about)
+    return path.as_uri()
+
+
+def classes(page):
+    return page.evaluate("[...document.querySelectorAll('main > span')].map((s) => s.className)")
+
+
+def texts(page):
+    return page.evaluate("[...document.querySelectorAll('main > span')].map((s) => s.textContent)")
+
+
+def counts(page):
+    return page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('[data-count]')]"
+        ".map((b) => [b.dataset.count, Number(b.textContent)]))"
+    )
+
+
+def content(page, name):
+    return page.evaluate(f"document.getElementById('{name}').textContent")
+
+
+def at(page):
+    """Step and text that are shown."""
+    return int(re.match(r"step (\d+) of", content(page, "status"))[1]), page.evaluate(
+        "Number(document.getElementById('row').value)"
+    )
+
+
+SHOWN = [
+    (
+        "",
+        ["prompt", "new passing", "noise", "noise", "noise"],
+        ["the", " cat", "", "", ""],
+        "step 1 of 4 · predict · alpha 0.25 · network calls 1 · noise 3 of 5 tokens",
+        {"prompt": 1, "noise": 3, "new": 1, "changed": 0, "again": 0, "kept": 0, "passing": 1},
+    ),
+    (
+        "#step=2&row=0",
+        ["prompt", "kept passing", "new passing", "new passing break", "new passing"],
+        ["the", " cat", HOSTILE, MARKUP, "\ufffd"],
+        "step 2 of 4 · predict · alpha 0.5 · network calls 3 · noise 0 of 5 tokens",
+        {"prompt": 1, "noise": 0, "new": 3, "changed": 0, "again": 0, "kept": 1, "passing": 4},
+    ),
+    (
+        "#step=3",
+        ["prompt", "changed", "again", "kept passing break", "kept passing"],
+        ["the", "the", "", MARKUP, "\ufffd"],
+        "step 3 of 4 · correct · alpha 0.75 · network calls 5 · noise 1 of 5 tokens",
+        {"prompt": 1, "noise": 0, "new": 0, "changed": 1, "again": 1, "kept": 2, "passing": 2},
+    ),
+    (
+        "#step=4",
+        ["prompt", "kept", "new break", "changed", "changed joined"],
+        ["the", "the", MARKUP, "é", ""],
+        "step 4 of 4 · predict · alpha 1 · network calls 7 · noise 0 of 5 tokens",
+        {"prompt": 1, "noise": 0, "new": 1, "changed": 2, "again": 0, "kept": 1, "passing": 0},
+    ),
+    (
+        "#row=1&step=1",
+        ["noise", "noise"],
+        ["the", " cat"],
+        "step 1 of 2 · predict · alpha 0.5 · network calls 1 · noise 2 of 2 tokens",
+        {"prompt": 0, "noise": 2, "new": 0, "changed": 0, "again": 0, "kept": 0, "passing": 0},
+    ),
+    (
+        "#row=2&step=1",
+        ["noise", "changed passing"],
+        ["the", " cat"],
+        "step 1 of 3 · predict · alpha 0.333 · network calls 1 · noise 1 of 2 tokens",
+        {"prompt": 0, "noise": 1, "new": 0, "changed": 1, "again": 0, "kept": 0, "passing": 1},
+    ),
+    (
+        "#row=2&step=2",
+        ["kept", "kept passing"],
+        ["the", " cat"],
+        "step 2 of 3 · predict · alpha 0.667 · network calls 3 · noise 0 of 2 tokens",
+        {"prompt": 0, "noise": 0, "new": 0, "changed": 0, "again": 0, "kept": 2, "passing": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("fragment", "kinds", "shown", "status", "numbers"), SHOWN)
+def test_what_a_step_shows(browser, address, fragment, kinds, shown, status, numbers):
+    page = browser.open(address + fragment)
+    assert classes(page) == kinds
+    assert texts(page) == shown
+    assert content(page, "status") == status
+    assert counts(page) == numbers
+    assert page.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("fragment", "shown"),
+    [("#step=99&row=1", (2, 1)), ("#step=-3&row=-1", (1, 0)), ("#step=x&row=9", (1, 2))],
+)
+def test_an_address_outside_the_trace_leads_to_its_edge(browser, address, fragment, shown):
+    page = browser.open(address + fragment)
+    assert at(page) == shown
+    assert page.problems() == []
+
+
+def test_no_text_becomes_markup_and_nothing_is_fetched(browser, address):
+    page = browser.open(f"{address}#step=2")
+    assert page.evaluate("document.title") == "Trace of sampling"
+    assert page.evaluate("document.querySelectorAll('main *').length") == 5
+    assert page.evaluate("document.querySelector('#row').options[0].text") == "<i>masked"
+    assert page.evaluate("[...document.querySelectorAll('dd')].map((d) => d.textContent)") == [
+        '{"steps":4}',
+        MARKUP,
+    ]
+    assert page.requests() == [address]
+    page.evaluate("fetch('http://localhost:9/').catch(() => { window.refused = true; }); 0")
+    page.wait("window.refused")
+    assert any("Content Security Policy" in str(problem) for problem in page.problems())
+
+
+def test_keys(browser, address):
+    page = browser.open(address)
+    reached = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home", "ArrowLeft"):
+        page.press(key)
+        reached.append(at(page)[0])
+    assert reached == [2, 3, 2, 4, 4, 1, 1]
+    page.evaluate("document.getElementById('step').focus()")
+    page.press("ArrowRight")  # one step, not the slider's and the page's
+    assert at(page) == (2, 0)
+    page.evaluate("document.getElementById('row').focus()")
+    page.press("ArrowDown")
+    assert at(page) == (2, 1)
+    assert texts(page) == [HOSTILE, " cat"]
+    assert page.problems() == []
+
+
+def test_mouse(browser, address):
+    page = browser.open(address)
+    page.click("#step", across=0.97)
+    assert at(page) == (4, 0)
+    assert texts(page)[3] == "é"
+    page.click("#back")
+    assert at(page) == (3, 0)
+    page.click("#on")
+    assert at(page) == (4, 0)
+    page.wait("location.hash === '#step=4&row=0'")
+    assert page.problems() == []
+
+
+@pytest.mark.parametrize("start", [lambda page: page.press(" "), lambda page: page.click("#play")])
+def test_play_runs_to_the_end_and_starts_again(browser, address, start):
+    page = browser.open(f"{address}#step=2")
+    start(page)
+    assert content(page, "play") == "pause"
+    page.wait("document.getElementById('play').textContent === 'play'")
+    assert at(page) == (4, 0)
+    start(page)
+    assert at(page) == (1, 0)
+    start(page)
+    assert content(page, "play") == "play"
+    assert page.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("fragment", "position", "said"),
+    [
+        ("#step=1", 0, 'position 0: "the", token 0, given'),
+        ("#step=1", 2, 'position 2: "", token 7, noise, not written yet'),
+        ("#step=3", 1, 'position 1: "the", token 0, no probability, written at step 3'),
+        ("#step=3", 2, 'position 2: "", token 7, hidden again at step 3'),
+        ("#step=4", 1, 'position 1: "the", token 0, probability 0.5, written at step 3'),
+        ("#row=2&step=2", 0, 'position 0: "the", token 0, probability 0.25, written at step 2'),
+        (
+            "#row=2&step=2",
+            1,
+            'position 1: " cat", token 1, probability 0.5, written at step 1, will not stay',
+        ),
+    ],
+)
+def test_pointing_at_a_token_tells_its_story(browser, address, fragment, position, said):
+    page = browser.open(address + fragment)
+    page.point(f"#p{position}")
+    page.wait("document.getElementById('hover').textContent.startsWith('position')")
+    assert content(page, "hover") == said
+
+
+def style(page, selector, name):
+    element = f"document.querySelector('{selector}')"
+    return page.evaluate(f"getComputedStyle({element}).getPropertyValue('{name}')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours(browser, address, scheme):
+    page = browser.open(f"{address}#step=2")
+    page.send(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
+    ink, paper = style(page, "body", "color"), style(page, "body", "background-color")
+    assert (_brightness(ink) < _brightness(paper)) == (scheme == "light")
+    legend = [f"#legend .{name}" for name in ("prompt", "noise", "new", "changed")]
+    assert len({style(page, name, "background-color") for name in legend}) == 4
+    assert style(page, "#p1", "background-color").endswith("0.31)")  # .06 + .5 x 0.5
+    page.evaluate("location.hash = 'step=3'")
+    page.wait("document.getElementById('step').value === '3'")
+    assert style(page, "#p2", "outline-style") == "dashed"
+    assert style(page, "#p2", "display") == "inline-block"  # a box though it has no text
+    assert page.evaluate("document.getElementById('p2').offsetWidth") > 10
+
+
+def _brightness(colour):
+    return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+
+def test_thousands_of_tokens_and_hundreds_of_steps(browser, tmp_path):
+    length, steps = 4096, 256
+    opened = torch.rand(length, generator=torch.Generator().manual_seed(0)) * steps
+    trace = Trace(PROCESS)
+    for index in range(steps):
+        shown = (opened <= index + 1)[None]
+        state = State(torch.where(shown, B, MASK))
+        sure = torch.where(shown, -0.5, torch.nan)
+        trace(Step(index, state, torch.full((1,), (index + 1) / steps), sure, torch.tensor([1])))
+    write_trace(tmp_path / "long.html", [trace], Pieces())
+    page = browser.open((tmp_path / "long.html").as_uri() + "#step=128")
+    written = int((opened <= 128).sum())
+    assert counts(page)["noise"] == length - written
+    assert counts(page)["kept"] + counts(page)["new"] == written
+    render = "(() => { const t = performance.now(); go(200); return performance.now() - t; })()"
+    assert page.evaluate(render) < 2000  # milliseconds; tens of them on a machine at rest
+    assert page.problems() == []
+
+
+def test_a_real_sampler(browser, tmp_path):
+    law, process = toys.correlated_law(length=3), toys.absorbing()
+    trace = Trace(process)
+    key = Key(0, torch.arange(2))
+    sampler = GridSampler(Ancestral(), EvenGrid(), steps=5)
+    samples = sampler(Oracle(law, process), (2, 3), key=key, on_step=trace)
+
+    class Letters:
+        eos_id = -1
+
+        def decode(self, ids):
+            return "".join("abc"[token] for token in ids)
+
+    write_trace(tmp_path / "real.html", [trace], Letters())
+    page = browser.open((tmp_path / "real.html").as_uri() + "#step=5&row=1")
+    assert "".join(texts(page)) == Letters().decode(samples.tokens[1].tolist())
+    said = f"network calls {int(samples.calls[1])} · noise 0 of 3 tokens"
+    assert content(page, "status").endswith(said)
+    assert page.problems() == []
