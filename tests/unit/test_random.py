@@ -117,3 +117,36 @@ def test_numbers_never_change(seed, path):
     expected = [[reference_uniform(seed, path, int(r), i) for i in range(4)] for r in rows]
     assert drawn.tolist() == expected
     assert Key(0, torch.tensor([0])).fold("train").uniform().item() == 0.7293187389665609
+
+
+def test_tails_are_drawn_as_often_as_they_should_be():
+    """Float32 logits: the share of the uniforms that give a token is its mass, down to 1e-9."""
+    size = 3000
+    generator = torch.Generator().manual_seed(0)
+    logits = -torch.rand(size, generator=generator) * 17  # masses from 6e-3 to 2e-10
+    log_probs = logits.log_softmax(-1)
+    exact = log_probs.double().exp()
+    exact = exact / exact.sum()
+
+    def edge(token):
+        """The least uniform that gives this token or a later one, by bisection."""
+        low = torch.zeros(len(token), dtype=torch.float64)
+        high = torch.ones_like(low)
+        for _ in range(54):
+            middle = (low + high) / 2
+            later = sample_categorical(log_probs.expand(len(token), -1), middle) >= token
+            low, high = torch.where(later, low, middle), torch.where(later, middle, high)
+        return high
+
+    tokens = exact.argsort()[torch.tensor([0, 1, 50, 1500, 2998, 2999])]
+    share = edge(tokens + 1) - edge(tokens)
+    assert exact[tokens[0]] < 1e-9
+    assert torch.allclose(share, exact[tokens], rtol=2e-5, atol=0)
+
+
+def test_a_rare_token_is_hit_by_the_uniforms_that_are_its_own():
+    """Mass 1e-9 beside one of 1: 24-bit noise could not see it, 53 bits can."""
+    log_probs = torch.tensor([[0.0, -20.723265836946414]]).log_softmax(-1)  # 1e-9
+    just_below, just_above = 1 - 1.5e-9, 1 - 0.5e-9
+    u = torch.tensor([just_below, just_above], dtype=torch.float64)
+    assert sample_categorical(log_probs.expand(2, -1), u).tolist() == [0, 1]

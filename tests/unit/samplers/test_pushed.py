@@ -1,4 +1,4 @@
-"""Kernels, correctors and whole samplers by exact enumeration: what they keep, how fast they err."""
+"""Kernels, correctors, whole samplers by enumeration: what they keep, how fast they err."""
 
 import math
 
