@@ -19,16 +19,27 @@ from rich.console import Console
 
 from dlm.checkpoint import Loaded, load, weights_hash
 from dlm.cli.blocks import Blocks, blocks_spec
-from dlm.cli.common import compose_arguments, pick_device, progress_bar, request, say, screen
+from dlm.cli.common import (
+    compose_arguments,
+    pick_device,
+    progress_bar,
+    request,
+    say,
+    screen,
+    write_text,
+)
 from dlm.cli.guide import Guidance, guided
 from dlm.cli.prompts import Allowed, Asked, at_line, make_template, read_prompts
 from dlm.cli.stream import BlockPrinter
 from dlm.errors import UserError
 from dlm.evaluation.generation import Origin, Record, record_samples, write_records
+from dlm.evaluation.trace import Trace, trace_page
 from dlm.random import Key
 from dlm.samplers import OnStep, Sampler, Samples, Step
 from dlm.samplers.prompts import Packed, Template, pack
 from dlm.spec import build, construct
+
+TRACED = 8  # texts on a page of trace=
 
 
 @final
@@ -122,6 +133,9 @@ def run(arguments: Sequence[str]) -> None:
         except OSError as error:
             raise UserError(f"cannot write {keys.output!r}: {error.strerror}") from error
         say(console, f"wrote {keys.output}")
+    if keys.trace is not None:
+        write_text(keys.trace, job.trace_page())
+        say(console, f"wrote {keys.trace}")
 
 
 @final
@@ -163,6 +177,7 @@ class _Job:
             for n in range(keys.num)
         ]
         self.checkpoint = weights_hash(loaded.denoiser)
+        self.trace: Trace | None = None
 
     def run(self) -> list[Record]:
         """Write all texts."""
@@ -173,6 +188,11 @@ class _Job:
             for texts in self._batches():
                 records += self._write(texts, advance)
         return records
+
+    def trace_page(self) -> str:
+        """The steps of the first texts as a web page."""
+        about = {"checkpoint": self.checkpoint, "seed": self.keys.seed, "sampler": self.spec}
+        return trace_page([] if self.trace is None else [self.trace], self.tokenizer, about)
 
     def _templates(self, asked: Sequence[Asked], limit: int) -> list[Template]:
         keys, tokenizer = self.keys, self.tokenizer
@@ -205,8 +225,14 @@ class _Job:
         total = float(packed.lengths.sum())
         done = total / self.sampler.calls(packed.prompt.tokens.shape[1])
 
+        trace = None
+        if self.keys.trace is not None and self.trace is None:
+            trace = self.trace = self._new_trace(texts, packed)
+
         def on_step(step: Step) -> None:
             advance(done)
+            if trace is not None:
+                trace(step)
 
         samples = self._sample(texts, packed, key, on_step)
         return record_samples(
@@ -219,6 +245,16 @@ class _Job:
             lengths=packed.lengths,
             guidance=self.keys.guidance,
             allow=self.keys.allow,
+        )
+
+    def _new_trace(self, texts: list[Text], packed: Packed) -> Trace:
+        """Of the first rows of a batch."""
+        return Trace(
+            self.predictor.process,
+            frozen=packed.prompt.frozen,
+            lengths=packed.lengths,
+            names=[text.name for text in texts],
+            rows=range(min(TRACED, len(texts))),
         )
 
     def _sample(self, texts: list[Text], packed: Packed, key: Key, on_step: OnStep) -> Samples:

@@ -264,6 +264,49 @@ def test_one_text_runs_on():
     assert console.file.getvalue() == "--- one\n:cat: [b\n"
 
 
+def traced(page):
+    """What a page holds: its data, and the tokens that the changes of each row lead to."""
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    data = json.loads(text[1])
+    ends = []
+    for row in data["rows"]:
+        tokens = [None] * row["length"]
+        for places, shown, *_ in row["changes"]:
+            for place, token in zip(places, shown, strict=True):
+                tokens[place] = token
+        ends.append(tokens)
+    return data, ends
+
+
+@pytest.mark.parametrize("more", [(), ("blocks.size=5", "length=23")], ids=["whole", "blocks"])
+def test_a_trace_leads_to_the_text(generate, tmp_path, more):
+    page = tmp_path / "steps, and more=.html"
+    keys = ("num=10", "batch_size=9", "prompt=the cat", "suffix=mat", "seed=3", *more)
+    records, out = generate(*keys, f"trace={page}")
+    data, ends = traced(page.read_text("utf-8"))
+    assert ends == [record["tokens"] for record in records[:8]]
+    assert [row["name"] for row in data["rows"]] == [f"text {n}" for n in range(8)]
+    assert [row["calls"][-1] for row in data["rows"]] == [record["calls"] for record in records[:8]]
+    assert (data["about"]["seed"], data["about"]["sampler"]) == (3, records[0]["sampler"])
+    assert f"wrote {page}" in out
+    assert generate(*keys)[0] == records
+
+
+def test_a_trace_knows_the_length_of_each_line(generate, prompts_file, tmp_path):
+    page = tmp_path / "steps.html"
+    lines = ({"prompt": "the"}, {"length": 7, "suffix": "at"})
+    records, _ = generate(prompts_file(*lines), f"trace={page}")
+    data, ends = traced(page.read_text("utf-8"))
+    assert ends == [record["tokens"] for record in records]
+    assert [row["name"] for row in data["rows"]] == ["line 1, text 0", "line 2, text 0"]
+    prompt = data["events"].index("prompt")
+    places = [[], []]
+    for row, found in zip(data["rows"], places, strict=True):
+        positions, _, events, _ = row["changes"][0]
+        found += [p for p, event in zip(positions, events, strict=True) if event == prompt]
+    assert places == [[0, 1, 2], [5, 6]]
+
+
 def test_the_screen_shows_text_as_it_is():
     console = Console(file=io.StringIO())
     say(console, "[bold]:cat: " + "x" * 200)
@@ -306,6 +349,7 @@ def test_the_screen_shows_text_as_it_is():
         (["sampler.temprature=1"], "did you mean 'sampler.temperature'?"),
         (["device=tpu9"], "device 'tpu9' is not available"),
         (["output=/proc/no/such/place.jsonl"], "cannot write"),
+        (["trace=/proc/no/such/place.html"], "cannot write"),
         (["process=uniform"], "there is no key 'process'"),
     ],
 )

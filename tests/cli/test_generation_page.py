@@ -25,6 +25,7 @@ def test_every_command_runs(dlm, tmp_path, monkeypatch):
         steps = [word.replace("steps=16", "steps=2") for word in arguments] + steps
         result = dlm(*steps, "device=cpu")
         assert result.code == 0, (arguments, result.err)
+    assert (tmp_path / "steps.html").exists()
     assert (tmp_path / "answers.jsonl").read_text("utf-8").count("\n") == 2 * lines.count("\n")
 
 
