@@ -10,6 +10,7 @@ from dlm.parameterizations import LeaveOneOut
 from dlm.random import Key
 from dlm.samplers import (
     Ancestral,
+    Auto,
     ByConfidence,
     EvenGrid,
     Gibbs,
@@ -52,6 +53,7 @@ def sampler(steps=4, **settings):
 
 
 SAMPLERS = {
+    "auto": Auto(steps=4, repetition_penalty=3.0),
     "grid": sampler(),
     "penalty": sampler(repetition_penalty=3.0),
     "ngram": sampler(steps=8, no_repeat_ngram=1),
