@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "bound the likelihood of a text: nats, perplexity, bits per byte",
     "generate": "write text with a trained model",
     "fit": "measure a model's loss by noise level; fit a schedule and training times to it",
+    "lab": "run a convergence experiment: measured against predicted",
     "validate": "compose a config and build its model without memory or data",
     "export": "write a model folder from a checkpoint",
 }
@@ -45,6 +46,12 @@ EXAMPLES = {
         "dlm fit checkpoint=runs/demo/checkpoints/best.ckpt output=mine/schedule/fitted.yaml",
         "dlm train --config-dir=mine schedule=fitted",
     ),
+    "lab": (
+        "dlm lab --list",
+        "dlm lab steps",
+        "dlm lab pairs symbols=100 output=results",
+        "dlm lab all",
+    ),
     "validate": (
         "dlm validate",
         "dlm validate backbone=small length=1024 tokenizer=gpt2",
@@ -53,8 +60,9 @@ EXAMPLES = {
 }
 
 _ROOTS = {"validate": "train"}  # commands whose keys are those of another
+_NAMED = {"lab": "NAME|all|--list "}  # commands whose first argument is no key
 _USAGE = """\
-usage: dlm {command} [key=value ...] [--config-dir DIR] [--help]
+usage: dlm {command} {name}[key=value ...] [--config-dir DIR] [--help]
 
 {about}.
 """
@@ -106,12 +114,15 @@ def overview() -> str:
 
 def page(command: str, arguments: Sequence[str]) -> str:
     """The page of `dlm COMMAND --help`: groups, keys with their defaults, examples."""
-    _, extra = split_arguments([a for a in arguments if a not in ("-h", "--help")])
+    given = [a for a in arguments if a not in ("-h", "--help", "--list")]
+    named = command in _NAMED and given and "=" not in given[0] and not given[0].startswith("-")
+    _, extra = split_arguments(given[1:] if named else given)
     folders = [configs_dir(), *extra]
     root = root_config(_ROOTS.get(command, command))
     chosen = default_choices(root.pop("defaults", []))
     options = group_options(folders)
-    parts = [_USAGE.format(command=command, about=COMMANDS[command].capitalize())]
+    usage = {"command": command, "name": _NAMED.get(command, "")}
+    parts = [_USAGE.format(**usage, about=COMMANDS[command].capitalize())]
     if groups := [_group_line(g, options.get(g, []), default) for g, default in chosen.items()]:
         parts.append("groups (group=option, * is the default; group.key=value sets a key):\n")
         parts[-1] += "\n".join(groups) + "\n"

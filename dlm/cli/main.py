@@ -1,8 +1,8 @@
 """`dlm COMMAND [key=value ...]`: picks the command, turns a user's mistake into one sentence.
 
-Exit codes: 0 fine, 2 a mistake of the user (one sentence on standard error), 130 interrupted. A
-crash of ours stays a traceback. Nothing heavy is imported until a command runs: `dlm --help` loads
-neither torch nor Hydra.
+Exit codes: 0 fine, 1 a prediction of `dlm lab` did not come out, 2 a mistake of the user (one
+sentence on standard error), 130 interrupted. A crash of ours stays a traceback. Nothing heavy is
+imported until a command runs: `dlm --help` loads neither torch nor Hydra.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ def _run(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         sys.stdout.write(manual.page(command, rest))
         return OK
-    importlib.import_module(f"dlm.cli.{command}").run(rest)
-    return OK
+    return importlib.import_module(f"dlm.cli.{command}").run(rest) or OK
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Series:
 @final
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes."""
+    """One pair of axes; with `ticks` the places 1, 2, ... on the x axis have names."""
 
     title: str
     x_label: str
@@ -83,6 +83,7 @@ class Panel:
     series: tuple[Series, ...]
     log_x: bool = True
     log_y: bool = True
+    ticks: tuple[str, ...] = ()
 
 
 @final

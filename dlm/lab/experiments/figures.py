@@ -41,10 +41,13 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
 def _draw_panel(axes, panel: Panel) -> None:
     for series in panel.series:
         above = [(x, y) for x, y in zip(series.x, series.y, strict=True) if _shown(panel, x, y)]
-        axes.plot(
-            [x for x, _ in above], [y for _, y in above], label=series.label, **_STYLE[series.role]
-        )
-    if panel.log_x:
+        style = dict(_STYLE[series.role])
+        if panel.ticks and series.role == "measured":
+            style["linestyle"] = "none"  # names have no order
+        axes.plot([x for x, _ in above], [y for _, y in above], label=series.label, **style)
+    if panel.ticks:
+        axes.set_xticks(range(1, len(panel.ticks) + 1), panel.ticks, rotation=30, ha="right")
+    elif panel.log_x:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
     if panel.log_y:
