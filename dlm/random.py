@@ -24,6 +24,8 @@ _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LAST_SHIFT = 31
 _MASK = (1 << 64) - 1
 _BLOCK = 256  # entries summed in one go by `sample_categorical`
+_CACHED = 2**20  # entries it holds at a time on a CPU: a second-level cache
+_AT_ONCE = 2**28  # and on a GPU: a gigabyte in float32
 
 
 def _signed(word: int) -> int:
@@ -95,17 +97,31 @@ def sample_categorical(log_probs: Tensor, u: Tensor) -> Tensor:
     Returns:
         Indices, int64, shape (...).
     """
-    lead, size = log_probs.shape[:-1], log_probs.shape[-1]
-    weights = (log_probs - log_probs.amax(-1, keepdim=True)).exp().reshape(-1, size)
-    weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK))
-    blocks = weights.reshape(weights.shape[0], -1, _BLOCK)
-    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    target = u.reshape(-1, 1).to(torch.float64) * cumulative[:, -1:]
+    size = log_probs.shape[-1]
+    rows, uniforms = log_probs.detach().reshape(-1, size), u.reshape(-1, 1).to(torch.float64)
+    count = max(1, (_CACHED if rows.device.type == "cpu" else _AT_ONCE) // size)
+    buffer = torch.empty_like(rows[:count])  # one that stays in the cache, for all chunks
+    parts = [
+        _draw(chunk, part, buffer[: len(chunk)])
+        for chunk, part in zip(rows.split(count), uniforms.split(count), strict=True)
+    ]
+    return torch.cat(parts).reshape(log_probs.shape[:-1])
+
+
+def _draw(log_probs: Tensor, u: Tensor, weights: Tensor) -> Tensor:
+    """Draws of rows (N, K) with uniforms (N, 1); `weights`, (N, K), is overwritten."""
+    size = log_probs.shape[-1]
+    torch.sub(log_probs, log_probs.amax(-1, keepdim=True), out=weights).exp_()
+    whole = size // _BLOCK * _BLOCK
+    sums = weights[:, :whole].unflatten(-1, (-1, _BLOCK)).sum(-1, dtype=torch.float64)
+    rest = weights[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)
+    cumulative = torch.cat([sums, rest], -1).cumsum(-1)
+    target = u * cumulative[:, -1:]
     block = _first_above(cumulative, target)
     before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK)).squeeze(1)
-    index = _first_above(inside.to(torch.float64).cumsum(-1), target - before)
-    return (block * _BLOCK + index).reshape(lead)
+    place = block * _BLOCK + torch.arange(_BLOCK, device=u.device)
+    inside = weights.gather(-1, place.clamp(max=size - 1)).to(torch.float64) * (place < size)
+    return (block * _BLOCK + _first_above(inside.cumsum(-1), target - before)).squeeze(-1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
