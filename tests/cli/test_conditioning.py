@@ -139,9 +139,8 @@ def test_evaluate_gives_the_labels_or_not(dlm, model, tmp_path, labelled_file):
     bounds = {}
     for condition in ("labels", "null"):
         output = tmp_path / f"{condition}.json"
-        result = dlm(
-            "evaluate", f"checkpoint={model}", f"condition={condition}", f"output={output}"
-        )
+        asked = (f"condition={condition}", "split=all", "draws=8")  # six texts alone are too few
+        result = dlm("evaluate", f"checkpoint={model}", *asked, f"output={output}")
         assert result.code == 0, result.err
         bounds[condition] = json.loads(output.read_text())
     assert bounds["labels"]["condition"] == "labels"

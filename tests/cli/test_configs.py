@@ -47,8 +47,9 @@ def test_every_option_composes_and_validates(dlm, group, option):
     required = {
         "text": ["data.path=x"],
         "hf": [f"{group}.{'name' if group == 'data' else 'path'}=x"],
+        "profile": [f"{group}.path=x"],
     }
-    needs = required.get(option, []) if group in ("data", "tokenizer") else []
+    needs = required.get(option, []) if group in ("data", "tokenizer", "plan", "grid") else []
     result = dlm("validate", f"{group}={option}", *needs)
     assert result.code == 0, result.err
     assert "this config is fine" in result.out
