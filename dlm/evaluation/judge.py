@@ -42,7 +42,7 @@ class Judge:
         path: a folder in the format of transformers, with its tokenizer. Nothing is downloaded, no
             code of the folder is run.
         device: where it runs.
-        dtype: of its weights; in bfloat16 a text's nats vary with its batch by about 1e-3 of them,
+        dtype: of its weights; in bfloat16 a text's nats vary with its batch by about 2e-3 of them,
             in float32 by 1e-6.
 
     Raises:

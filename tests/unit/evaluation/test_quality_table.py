@@ -2,13 +2,17 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dlm.cli.compose import compose
+from dlm.evaluation.judge import Scores
+from dlm.evaluation.quality import quality
 from dlm.spec import build
 from tests.toys import absorbing, hybrid, lifted, uniform
 from tests.unit.evaluation import tiny_judge
@@ -64,6 +68,7 @@ def test_the_stages_count_every_sample(run, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in files} == files  # drawn once
     with np.load(folder / "austen" / "ancestral-002.npz") as file:
         first = file["tokens"]
+    assert (first[0] != first[1]).any()
 
     scoring = ["judge", folder, "--judge", judge, "--device", "cpu", "--dtype", "32"]
     run(*scoring)
@@ -87,7 +92,7 @@ def test_the_stages_count_every_sample(run, tmp_path, capsys):
     (plot,) = result.glob("*.png")
     assert plot.name in text
 
-    run(*generate, "--num", 3, "--settings", chosen[0], "--budgets", 2)  # another size: anew
+    run(*generate, "--num", 3, "--settings", chosen[0], "--budgets", 2, "--batch", 2)  # anew
     with np.load(folder / "austen" / "ancestral-002.npz") as file:
         assert (file["tokens"][:2] == first).all()
         assert len(file["tokens"]) == 3
@@ -107,3 +112,20 @@ def test_files_of_generate_are_measured(run, tmp_path, capsys):
     assert "| a.jsonl |" in out
     assert "3.0 (2.0-4.0)" in out  # calls
     assert "0.500 (0.500-0.500)" in out  # distinct-1 of two equal texts
+
+
+def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
+    page = (BENCHMARKS.parent / "docs" / "quality.md").read_text("utf-8")
+    tiny_judge.write(tmp_path / "judge", bos_token=tiny_judge.BOS)
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "docs/quality.md", "exec"), {})  # the asserts in the text are the test
+
+
+def test_every_number_is_explained():
+    page = (BENCHMARKS.parent / "docs" / "quality.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    scores = Scores(*(torch.tensor([3]) for _ in range(3)))
+    numbers = set(quality([[1, 2, 3, 4]], scores, [[1, 2, 3, 4]], [8]))
+    assert named | {"distinct_2", "distinct_3"} == numbers
