@@ -13,12 +13,27 @@ _SMALL = 1e-200  # below it a sum of float64 terms, the largest 1, may have lost
 CHUNK = 1 << 22  # float64 numbers in one temporary: 32 MiB
 
 
+def log_where(possible: Tensor, log_p: float) -> Tensor:
+    """log p where possible, else -inf; float64 of the shape of the condition."""
+    result = torch.full(possible.shape, log_p, dtype=torch.float64)
+    return result.masked_fill(~possible, -torch.inf)
+
+
 def exclusive_sum(values: Tensor, dim: int) -> Tensor:
     """Along a dimension, the sum of all the others; -inf are summed, never subtracted."""
     zero = torch.zeros_like(values.narrow(dim, 0, 1))
     before = torch.cat([zero, values.narrow(dim, 0, values.shape[dim] - 1)], dim).cumsum(dim)
     after = torch.cat([values.narrow(dim, 1, values.shape[dim] - 1), zero], dim)
     return before + after.flip(dim).cumsum(dim).flip(dim)
+
+
+def exclusive_logsumexp(values: Tensor, dim: int) -> Tensor:
+    """Along a dimension, log of the sum of exp of all the others."""
+    nothing = torch.full_like(values.narrow(dim, 0, 1), -torch.inf)
+    before = torch.cat([nothing, values.narrow(dim, 0, values.shape[dim] - 1)], dim)
+    after = torch.cat([values.narrow(dim, 1, values.shape[dim] - 1), nothing], dim)
+    right = after.flip(dim).logcumsumexp(dim).flip(dim)
+    return torch.logaddexp(before.logcumsumexp(dim), right)
 
 
 def log_matmul(log_rows: Tensor, kernel: Tensor) -> Tensor:
@@ -53,3 +68,19 @@ def batches(count: int, numbers: int) -> list[slice]:
     """Slices of a batch such that temporaries of `numbers` float64 a row stay small."""
     size = max(1, CHUNK // max(numbers, 1))
     return [slice(begin, begin + size) for begin in range(0, count, size)]
+
+
+def log_scatter(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """log sum of exp(values) by group, float64 (B, size).
+
+    Args:
+        values: (B, N), -inf allowed.
+        index: the group of each column, int64 (N,).
+        size: number of groups.
+    """
+    where = index.expand_as(values)
+    top = values.new_full((len(values), size), -torch.inf)
+    top = top.scatter_reduce(1, where, values, "amax")
+    top = torch.where(top == -torch.inf, 0.0, top)
+    sums = torch.zeros_like(top).scatter_add(1, where, (values - top.gather(1, where)).exp())
+    return sums.log() + top
