@@ -138,11 +138,12 @@ class Cosine(TabledPlan):
 @final
 @dataclass(frozen=True)
 class Balanced(TabledPlan):
-    """Sizes that differ by at most one, with a random phase: every increment waits as long.
+    """Steps begin everywhere with the same probability (K - 1) / (L - 1), by systematic sampling.
 
-    Steps begin by systematic sampling with the same probability (K - 1) / (L - 1) everywhere. So E
-    KL is the same share of Z_L wherever the law has its information: the rate of the balanced
-    schedule of Li & Cai, whose bound it meets.
+    One random phase a sequence: inner sizes differ by at most one, the first and the last share what
+    the phase leaves. So every increment of information waits equally long on average but near the
+    end, and E KL is about the same share of Z_L wherever the law has its information: the rate of
+    the balanced schedule of Li & Cai, whose bound for the largest size holds.
     """
 
     def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
