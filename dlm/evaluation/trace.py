@@ -183,7 +183,10 @@ class Trace:
             UserError: if no step was recorded.
         """
         if self._rows is None:
-            raise UserError("no step was traced; hand the Trace to a sampler: on_step=trace")
+            raise UserError(
+                "no step was traced: there was nothing to write, or the Trace was not handed to a "
+                "sampler (on_step=trace)"
+            )
         for n, name in enumerate(self._rows.names):
             yield {
                 "name": name,

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,17 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home
 
 
 def find_chromium() -> str | None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    """The first browser that answers: a package may leave a program that only tells what to do."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        program = shutil.which(name)
+        if program is None:
+            continue
+        told = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        if told.returncode == 0 and told.stdout.startswith(("Chromium", "Google Chrome")):
+            return program
+    return None
 
 
 class Chromium:

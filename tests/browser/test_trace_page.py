@@ -64,12 +64,12 @@ def address(tmp_path_factory):
     masked = record(
         PROCESS,
         [
-            ([A, B, MASK, MASK, MASK], [NAN, 0.5, NAN, NAN, NAN]),
-            ([A, B, EVIL, TAGS, HALF], [NAN, 0.5, 0.25, 0.75, 1.0]),
-            ([A, A, MASK, TAGS, HALF], [NAN, NAN, NAN, 0.75, 1.0]),
-            ([A, A, TAGS, HALF, REST], [NAN, 0.5, 0.125, 0.5, 1.0]),
+            ([A, B, MASK, MASK, MASK, A], [NAN, 0.5, NAN, NAN, NAN, NAN]),
+            ([A, B, EVIL, TAGS, HALF, A], [NAN, 0.5, 0.25, 0.75, 1.0, NAN]),
+            ([A, A, MASK, TAGS, HALF, A], [NAN, NAN, NAN, 0.75, 1.0, NAN]),
+            ([A, A, TAGS, HALF, REST, A], [NAN, 0.5, 0.125, 0.5, 1.0, NAN]),
         ],
-        frozen=torch.tensor([[True, False, False, False, False]]),
+        frozen=torch.tensor([[True, False, False, False, False, True]]),
         names=["<i>masked"],
     )
     lifted = record(
@@ -117,31 +117,31 @@ def at(page):
 SHOWN = [
     (
         "",
-        ["prompt", "new passing", "noise", "noise", "noise"],
-        ["the", " cat", "", "", ""],
-        "step 1 of 4 · predict · alpha 0.25 · network calls 1 · noise 3 of 5 tokens",
-        {"prompt": 1, "noise": 3, "new": 1, "changed": 0, "again": 0, "kept": 0, "passing": 1},
+        ["prompt", "new passing", "noise", "noise", "noise", "prompt"],
+        ["the", " cat", "", "", "", "the"],
+        "step 1 of 4 · predict · alpha 0.25 · network calls 1 · noise 3 of 6 tokens",
+        {"prompt": 2, "noise": 3, "new": 1, "changed": 0, "again": 0, "kept": 0, "passing": 1},
     ),
     (
         "#step=2&row=0",
-        ["prompt", "kept passing", "new passing", "new passing break", "new passing"],
-        ["the", " cat", HOSTILE, MARKUP, "\ufffd"],
-        "step 2 of 4 · predict · alpha 0.5 · network calls 3 · noise 0 of 5 tokens",
-        {"prompt": 1, "noise": 0, "new": 3, "changed": 0, "again": 0, "kept": 1, "passing": 4},
+        ["prompt", "kept passing", "new passing", "new passing break", "new passing", "prompt"],
+        ["the", " cat", HOSTILE, MARKUP, "\ufffd", "the"],
+        "step 2 of 4 · predict · alpha 0.5 · network calls 3 · noise 0 of 6 tokens",
+        {"prompt": 2, "noise": 0, "new": 3, "changed": 0, "again": 0, "kept": 1, "passing": 4},
     ),
     (
         "#step=3",
-        ["prompt", "changed", "again", "kept passing break", "kept passing"],
-        ["the", "the", "", MARKUP, "\ufffd"],
-        "step 3 of 4 · correct · alpha 0.75 · network calls 5 · noise 1 of 5 tokens",
-        {"prompt": 1, "noise": 0, "new": 0, "changed": 1, "again": 1, "kept": 2, "passing": 2},
+        ["prompt", "changed", "again", "kept passing break", "kept passing", "prompt"],
+        ["the", "the", "", MARKUP, "\ufffd", "the"],
+        "step 3 of 4 · correct · alpha 0.75 · network calls 5 · noise 1 of 6 tokens",
+        {"prompt": 2, "noise": 0, "new": 0, "changed": 1, "again": 1, "kept": 2, "passing": 2},
     ),
     (
         "#step=4",
-        ["prompt", "kept", "new break", "changed", "changed joined"],
-        ["the", "the", MARKUP, "é", ""],
-        "step 4 of 4 · predict · alpha 1 · network calls 7 · noise 0 of 5 tokens",
-        {"prompt": 1, "noise": 0, "new": 1, "changed": 2, "again": 0, "kept": 1, "passing": 0},
+        ["prompt", "kept", "new break", "changed", "changed joined", "prompt"],
+        ["the", "the", MARKUP, "é", "", "the"],
+        "step 4 of 4 · predict · alpha 1 · network calls 7 · noise 0 of 6 tokens",
+        {"prompt": 2, "noise": 0, "new": 1, "changed": 2, "again": 0, "kept": 1, "passing": 0},
     ),
     (
         "#row=1&step=1",
@@ -190,7 +190,7 @@ def test_an_address_outside_the_trace_leads_to_its_edge(browser, address, fragme
 def test_no_text_becomes_markup_and_nothing_is_fetched(browser, address):
     page = browser.open(f"{address}#step=2")
     assert page.evaluate("document.title") == "Trace of sampling"
-    assert page.evaluate("document.querySelectorAll('main *').length") == 5
+    assert page.evaluate("document.querySelectorAll('main *').length") == 6
     assert page.evaluate("document.querySelector('#row').options[0].text") == "<i>masked"
     assert page.evaluate("[...document.querySelectorAll('dd')].map((d) => d.textContent)") == [
         '{"steps":4}',
@@ -211,6 +211,11 @@ def test_keys(browser, address):
     assert reached == [2, 3, 2, 4, 4, 1, 1]
     page.evaluate("document.getElementById('step').focus()")
     page.press("ArrowRight")  # one step, not the slider's and the page's
+    assert at(page) == (2, 0)
+    page.evaluate("document.getElementById('on').focus()")
+    page.press(" ")  # presses the button, does not play
+    assert (at(page), content(page, "play")) == ((3, 0), "play")
+    page.press("ArrowLeft")
     assert at(page) == (2, 0)
     page.evaluate("document.getElementById('row').focus()")
     page.press("ArrowDown")
