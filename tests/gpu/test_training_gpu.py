@@ -24,6 +24,7 @@ def model(process):
         depth=2,
         heads=2,
         time_conditioning=process.time_conditioned,
+        noise_conditioning=process.noise_conditioned,
     )
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
