@@ -141,9 +141,9 @@ class Balanced(TabledPlan):
     """Steps begin everywhere with the same probability (K - 1) / (L - 1), by systematic sampling.
 
     One random phase a sequence: inner sizes differ by at most one, the first and the last share
-    what the phase leaves. So every increment of information waits equally long on average but near the
-    end, and E KL is about the same share of Z_L wherever the law has its information: the rate of
-    the balanced schedule of Li & Cai, whose bound for the largest size holds.
+    what the phase leaves. So every increment of information waits equally long on average but near
+    the end, and E KL is about the same share of Z_L wherever the law has its information: the rate
+    of the balanced schedule of Li & Cai, whose bound for the largest size holds.
     """
 
     def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
