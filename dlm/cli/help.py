@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "write text with a trained model",
     "fit": "measure a model's loss by noise level; fit a schedule and training times to it",
     "lab": "run a convergence experiment: measured against predicted",
+    "profile": "measure what finite steps cost a model; make the plan or grid that costs least",
     "validate": "compose a config and build its model without memory or data",
     "export": "write a model folder from a checkpoint",
 }
@@ -51,6 +52,10 @@ EXAMPLES = {
         "dlm lab steps",
         "dlm lab pairs symbols=100 output=results",
         "dlm lab all",
+    ),
+    "profile": (
+        "dlm profile checkpoint=runs/demo/checkpoints/best.ckpt output=profile.json",
+        "dlm generate checkpoint=model sampler=reveal plan=profile plan.path=profile.json",
     ),
     "validate": (
         "dlm validate",

@@ -54,6 +54,15 @@ def known_counts(length: int) -> tuple[int, ...]:
     return tuple(sorted(near | {length - 1 - n for n in near}))
 
 
+def binomial(trials: int, chance: Tensor) -> Tensor:
+    """The law of the number of successes, float64 (..., trials + 1), for chances (...)."""
+    n = torch.arange(trials + 1, dtype=torch.float64)
+    total = torch.tensor(float(trials), dtype=torch.float64)
+    log_ways = (total + 1).lgamma() - (n + 1).lgamma() - (total - n + 1).lgamma()
+    p = chance.double()[..., None]
+    return (log_ways + torch.xlogy(n, p) + torch.special.xlog1py(total - n, -p)).exp()
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Dependence:
@@ -127,17 +136,24 @@ class Dependence:
         return float(self.all_losses.mean())
 
     def loss_by_level(self, levels: Tensor) -> Tensor:
-        """g(alpha), the expected summed loss of the hidden positions, nats, float64 like levels.
+        """g(alpha), the loss of all positions if hidden, nats per sequence, float64 like levels.
 
-        Each position is known with probability alpha: the binomial mixture of (L - n) h_n.
+        Of a hidden position each other one is known with probability alpha: L times the binomial
+        mixture of h_n, n <= L - 1. Its integral over (0, 1) is sum_n h_n, and a left Riemann sum
+        of it is the bound of the ancestral sampler on that grid.
         """
-        n = torch.arange(self.length, dtype=torch.float64)
-        total = torch.tensor(float(self.length), dtype=torch.float64)
-        log_ways = (total + 1).lgamma() - (n + 1).lgamma() - (total - n + 1).lgamma()
-        alpha = levels.double()[..., None]
-        known = torch.special.xlogy(n, alpha) + torch.special.xlog1py(total - n, -alpha)
-        summed = (total - n) * torch.from_numpy(self.all_losses)
-        return ((log_ways + known).exp() * summed).sum(-1)
+        mixture = binomial(self.length - 1, levels)
+        return self.length * (mixture @ torch.from_numpy(self.all_losses))
+
+    def halves(self) -> tuple[Dependence, Dependence]:
+        """The same of every other sequence, and of the rest.
+
+        Raises:
+            UserError: fewer than four sequences.
+        """
+        parts = self.losses[::2], self.losses[1::2]
+        one, two = (Dependence(self.length, self.known, part) for part in parts)
+        return one, two
 
     def _values(self, loss: np.ndarray) -> np.ndarray:
         gains = (loss[0] - loss).tolist()

@@ -2,11 +2,16 @@
 
 A plan's loss is linear in the curve, sum_l (Z_l - Z_{l-1}) E R_l, so one set of resampled curves
 gives the intervals of all plans and budgets. "profile" is the plan of least loss on the measured
-curve itself; its sizes stay fixed while the curve is resampled. Everything is in nats per sequence,
-relative to one position at a time, which loses nothing.
+curve itself; its sizes stay fixed while the curve is resampled. It is fitted to the noise of the
+curve too, so its own value is a little too good: `crossed` is what the plan of one half of the
+sequences loses on the other. Everything is in nats per sequence, relative to one position at a
+time, which loses nothing.
 
 An interval is the central 95 % of the resampled values: the error of a finite number of sequences.
 That of the network is not in it.
+
+The ancestral sampler on a grid opens each hidden position on its own. Its loss is linear in the
+curve too: TC - L sum_k (a_{k+1} - a_k) E Z_{n+1}, n ~ Binomial(L - 1, a_k).
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import numpy as np
+from torch import Tensor
 
+from dlm.evaluation.dependence import Dependence, binomial
 from dlm.samplers.curve import InformationCurve, waits_of
 from dlm.samplers.plans import (
     Balanced,
@@ -68,11 +75,19 @@ class PlanCosts:
     Args:
         curve: as measured.
         resampled: curves of resampled sequences, float64 (R, L).
+        halves: the curves of two halves of the sequences.
     """
 
     curve: InformationCurve
     resampled: np.ndarray
+    halves: tuple[InformationCurve, InformationCurve]
     _known: dict[tuple[str, int], Interval] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(cls, dependence: Dependence, times: int, seed: int) -> PlanCosts:
+        """Of a measurement, with so many resampled curves."""
+        one, two = dependence.halves()
+        return cls(dependence.curve, dependence.resampled(times, seed), (one.curve, two.curve))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,6 +100,19 @@ class PlanCosts:
             waits = self._waits(name, steps)
             self._known[name, steps] = self._interval(lambda z: np.diff(z) @ waits[1:])
         return self._known[name, steps]
+
+    def crossed(self, steps: int) -> float:
+        """Nats that the plan of one half loses on the curve of the other, mean of both ways."""
+        one, two = self.halves
+        there, back = one.optimal_sizes(steps), two.optimal_sizes(steps)
+        return (two.expected_kl(there) + one.expected_kl(back)) / 2
+
+    def grid_cost(self, grid: Tensor) -> Interval:
+        """Nats per sequence that the ancestral sampler loses on levels (K + 1,), for masks."""
+        length = self.curve.length
+        mixture = grid.diff() @ binomial(length - 1, grid[:-1])
+        weight = 1 - length * mixture.numpy()
+        return self._interval(lambda z: z @ weight)
 
     def best(self, steps: int) -> str:
         """The plan of least loss among those that need no profile."""

@@ -15,8 +15,8 @@ right. Between the levels E(a, b) / (b - a)^2 is read linearly. With c the slope
 
     loss(alpha) = int_alpha^1 c,    whose left Riemann error on a grid is its excess
 
-for small steps: the form in which `dlm.samplers.grids.ProfileGrid` reads a profile. For masks this
-loss is the summed loss of the hidden positions, and the identity holds for steps of any size.
+for small steps: the form in which `dlm.samplers.grids.ProfileGrid` reads a profile. For masks it is
+the loss of all positions if hidden, up to a constant, and the identity holds for steps of any size.
 
 Source: Austin et al. 2021, arXiv:2107.03006 (the K-step bound); the rest is ours.
 """

@@ -1,0 +1,264 @@
+"""`dlm profile checkpoint=P`: what finite steps cost a model, and the plan or grid of least cost.
+
+Where positions are hidden, the dependence curve of the model is measured on held-out text and the
+loss of every plan is predicted from it. Where they are not, or the noise is more than masks, the
+costs of steps between levels are measured and the loss of grids is predicted. The file holds all of
+it and is what `plan=profile` and `grid=profile` of `dlm generate` read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from dlm.checkpoint import Loaded, load, weights_hash
+from dlm.cli import profile_figures as figures
+from dlm.cli import profile_report as report
+from dlm.cli.common import (
+    as_text,
+    compose_arguments,
+    pick_device,
+    progress_bar,
+    request,
+    saved_source,
+    say,
+    screen,
+    write_text,
+)
+from dlm.data import Batch, collate, prepare
+from dlm.errors import UserError
+from dlm.evaluation.dependence import full_rows, known_counts, measure_dependence
+from dlm.evaluation.gradients import measure_gradients
+from dlm.evaluation.plan_costs import PlanCosts
+from dlm.evaluation.profile import measure_profile
+from dlm.evaluation.sensitivity import NOISE_LEVELS, measure_sensitivity, probe_refusal
+from dlm.evaluation.step_costs import candidate_levels, measure_step_costs
+from dlm.processes import Process
+from dlm.spec import build
+
+RESAMPLED = 400  # sets of sequences drawn with replacement, for the intervals
+PROBED = 2  # positions of a sequence and level, in the sensitivity probe
+FEWER = 4  # the slow extras look at every fourth sequence
+BINS, LEVELS = 8, 5  # of the noise level, in the diagnostics; levels a sequence
+GRID = 256  # gaps between the levels of a grid
+
+
+@final
+@dataclass(frozen=True)
+class ProfileRequest:
+    """The keys of `configs/profile.yaml`; None is what the checkpoint says."""
+
+    checkpoint: str
+    output: str
+    split: str
+    budget: int
+    target: float
+    sequences: int
+    draws: int
+    length: int | None
+    probe: bool
+    diagnostics: bool
+    seed: int
+    precision: str | None
+    batch_size: int
+    device: str | None
+    trust: Sequence[str]
+    data: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sequences < 4:
+            raise UserError(f"sequences must be at least 4, got {self.sequences}")
+        if self.length is not None and self.length < 2:
+            raise UserError(f"length must be at least 2, got {self.length}")
+        if not self.target > 0:
+            raise UserError(f"target must be above 0 nats, got {self.target}")
+        if Path(self.output).suffix != ".json":
+            raise UserError(f"output must be a file NAME.json, got {self.output!r}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Measure, predict, show and write.
+
+    Raises:
+        UserError: a checkpoint, data or a setting that does not fit.
+    """
+    config = compose_arguments("profile", arguments).plain()
+    keys = request(ProfileRequest, {**config, "precision": as_text(config["precision"])})
+    device = pick_device(keys.device)
+    loaded = load(keys.checkpoint, trust=keys.trust)
+    loaded.denoiser.to(device)
+    process = loaded.denoiser.process
+    if keys.probe and (refusal := probe_refusal(process)) is not None:
+        raise UserError(refusal)
+    run = _Profile(keys, loaded, device)
+    content: dict[str, Any] = {}
+    curve = run.plans(content) if process.reveals else None
+    if not _masks(process):
+        run.grids(content)
+    if keys.probe:
+        run.probe(content)
+    if keys.diagnostics:
+        run.diagnose(content)
+    run.write(curve, content)
+
+
+@final
+class _Profile:
+    """One request: the text and the model, what is measured and what is shown of it."""
+
+    def __init__(self, keys: ProfileRequest, loaded: Loaded, device: torch.device) -> None:
+        self.keys, self.denoiser, meta = keys, loaded.denoiser, loaded.meta
+        self.length = meta["length"] if keys.length is None else keys.length
+        if self.length > meta["length"]:
+            raise UserError(
+                f"length must be at most {meta['length']}, the context of the model, got "
+                f"{self.length}"
+            )
+        self.precision = meta["precision"] if keys.precision is None else keys.precision
+        self.data = meta["data"] if keys.data is None else keys.data
+        source = saved_source(keys.data, meta["data"], keys.trust)
+        packing = build(meta["packing"], trust=keys.trust, path="packing")
+        classes = meta.get("classes", [])  # the ids of the model, which a split may not show
+        tokenizer, context = loaded.tokenizer, meta["length"]
+        self.blocks = prepare(source, keys.split, tokenizer, packing, context, classes=classes)
+        self.budget = min(keys.budget, self.length)
+        self.shared = {"seed": keys.seed, "precision": self.precision}
+        self.device = device
+        self.console = screen()
+        self.images: list[tuple[str, Any]] = []
+
+    def plans(self, content: dict[str, Any]):
+        """The dependence curve, and what plans lose on it."""
+        calls = len(known_counts(self.length)) + 12
+        dependence = measure_dependence(
+            self.denoiser,
+            self._batches("dependence", self.keys.sequences, calls * self.keys.draws),
+            draws=self.keys.draws,
+            device=self.device,
+            **self.shared,
+        )
+        costs = PlanCosts.of(dependence, RESAMPLED, self.keys.seed)
+        budgets = sorted({*costs.budgets(), self.budget})
+        calls = {name: costs.calls(name, self.keys.target) for name in costs.names}
+        content.update(report.plan_record(dependence, costs, budgets, calls))
+        if _masks(self.denoiser.process):
+            levels = torch.linspace(0, 1, GRID + 1, dtype=torch.float64)
+            loss = dependence.loss_by_level(levels)
+            content.update(report.mask_grid_record(levels, loss, costs, budgets, self._schedule))
+        self.console.print(report.summary(dependence, costs, self.keys.split))
+        self.console.print(report.plan_table(costs, budgets, calls, self.keys.target))
+        say(self.console, report.sentence(costs, self.budget, calls, self.keys.target))
+        self.images.append(("", lambda path: figures.draw_plans(path, dependence, costs, budgets)))
+        return costs.curve
+
+    def grids(self, content: dict[str, Any]) -> None:
+        """The costs of steps between levels, and what grids lose."""
+        costs = measure_step_costs(
+            self.denoiser,
+            self._batches("steps", self.keys.sequences, len(candidate_levels())),
+            device=self.device,
+            **self.shared,
+        )
+        budgets = sorted({*(2**k for k in range((self.length - 1).bit_length() + 1)), self.budget})
+        seed = self.keys.seed
+        record = report.grid_record(costs, budgets, self._schedule, RESAMPLED, seed)
+        content.update(record)
+        self.console.print(report.grid_table(record["grids"], budgets))
+        say(self.console, report.grid_sentence(record["grids"], self.budget))
+        suffix = ".grids" if self.images else ""
+        self.images.append(
+            (suffix, lambda path: figures.draw_grids(path, record["grids"], record["grid"]))
+        )
+
+    def probe(self, content: dict[str, Any]) -> None:
+        """How much leave-one-out posteriors look at their own token."""
+        batches = self._batches("probe", self._fewer, (PROBED + 1) * len(NOISE_LEVELS))
+        found = measure_sensitivity(
+            self.denoiser, batches, positions=PROBED, device=self.device, **self.shared
+        )
+        content["sensitivity"] = report.sensitivity_record(found)
+        self.console.print(report.sensitivity_table(found))
+        self.images.append((".probe", lambda path: figures.draw_sensitivity(path, found)))
+
+    def diagnose(self, content: dict[str, Any]) -> None:
+        """Loss and variance of the gradient by noise level."""
+        batches = self._batches("loss", self.keys.sequences, 2 * LEVELS)
+        loss = measure_profile(self.denoiser, batches, bins=BINS, draws=2 * LEVELS, **self.shared)
+        batches = self._batches("gradients", self._fewer, 3 * LEVELS)
+        noise = measure_gradients(self.denoiser, batches, bins=BINS, draws=LEVELS, **self.shared)
+        content["diagnostics"] = report.diagnostics_record(loss, noise)
+        for shown in report.diagnostics_tables(loss, noise):
+            self.console.print(shown)
+        self.images.append(
+            (".diagnostics", lambda path: figures.draw_diagnostics(path, loss, noise))
+        )
+
+    def write(self, curve: Any, content: dict[str, Any]) -> None:
+        """The file, its pictures, and what to do next."""
+        keys, output = self.keys, self.keys.output
+        content = {
+            **content,
+            "process": type(self.denoiser.process).__name__,
+            "checkpoint": weights_hash(self.denoiser),
+            "data": self.data,
+            **{name: getattr(keys, name) for name in ("split", "sequences", "draws", "target")},
+            **self.shared,
+        }
+        try:
+            if curve is not None:
+                curve.save(Path(output).expanduser(), **content)
+            else:
+                text = json.dumps({"kind": "step_costs", **content}, indent=2, allow_nan=False)
+                write_text(output, text + "\n")
+            say(self.console, f"wrote {output}")
+            for suffix, draw in self.images:
+                image = Path(output).expanduser().with_suffix(f"{suffix}.png")
+                draw(image)
+                say(self.console, f"wrote {image}")
+        except OSError as error:
+            raise UserError(f"cannot write {output!r}: {error.strerror}") from error
+        say(self.console, "try next:")
+        called = f"  dlm generate checkpoint={keys.checkpoint}"
+        path, steps = output, f"sampler.steps={self.budget}"
+        if curve is not None:
+            say(self.console, f"{called} sampler=reveal plan=profile plan.path={path} {steps}")
+        else:
+            say(self.console, f"{called} sampler=ancestral grid=profile grid.path={path} {steps}")
+
+    @property
+    def _schedule(self):
+        return self.denoiser.process.schedule
+
+    @property
+    def _fewer(self) -> int:
+        return max(4, self.keys.sequences // FEWER)
+
+    def _batches(self, label: str, count: int, calls: int) -> Iterator[Batch]:
+        """Sequences evenly over the split, cut to the length; those with padding are left out."""
+        blocks, size = self.blocks, self.keys.batch_size
+        count = min(count, len(blocks))
+        rows = [i * len(blocks) // count for i in range(count)]
+        with progress_bar(label, count * self.length * calls) as advance:
+            for start in range(0, count, size):
+                part = rows[start : start + size]
+                yield full_rows(_cut(collate([blocks[i] for i in part], part), self.length))
+                advance(len(part) * self.length * calls)
+
+
+def _cut(batch: Batch, length: int) -> Batch:
+    documents = None if batch.documents is None else batch.documents[:, :length]
+    tokens, valid = batch.tokens[:, :length], batch.valid[:, :length]
+    return batch._replace(tokens=tokens, valid=valid, documents=documents)
+
+
+def _masks(process: Process) -> bool:
+    """Whether noise is a mask and nothing else, so that the curve says what grids cost too."""
+    return process.reveals and process.shows_noise and not process.noise_conditioned
