@@ -103,7 +103,9 @@ def _cell(numbers: Numbers, name: str) -> str:
 
 
 def _round(value: float | None, digits: int = 3) -> str:
-    return "undefined" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "undefined"
+    return f"{value:,.{0 if value >= 100 else digits}f}"
 
 
 def _plot(model: str, found: list[Found], path: Path) -> None:
