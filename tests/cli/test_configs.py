@@ -13,6 +13,7 @@ OPTIONS = [
     (group, option)
     for group, options in group_options([configs_dir()]).items()
     for option in options
+    if group not in ("lab", "law")  # of the lab: no part of a training run
 ]
 TRAIN_GROUPS = [
     next(iter(entry))

@@ -49,6 +49,8 @@ def test_help_of_a_command_shows_keys_and_examples(dlm, command):
 def test_help_lists_the_options_of_every_group(dlm):
     out = dlm("train", "--help").out
     for file in configs_dir().glob("*/*.yaml"):
+        if file.parent.name in ("lab", "law"):  # of the lab: no part of a training run
+            continue
         assert file.stem in out
         assert file.parent.name in out
     assert "absorbing*" in out

@@ -3,6 +3,7 @@
 from dlm.lab.experiments.adaptive import Adaptive
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series
 from dlm.lab.experiments.bound import Bound
+from dlm.lab.experiments.chains import Chains
 from dlm.lab.experiments.corrector import Corrector
 from dlm.lab.experiments.grid import OptimalGrid
 from dlm.lab.experiments.information import Information
@@ -15,6 +16,7 @@ from dlm.lab.experiments.vocabulary import Vocabulary
 __all__ = [
     "Adaptive",
     "Bound",
+    "Chains",
     "Claim",
     "Corrector",
     "Experiment",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dlm.lab.laws import Lazy, MarkovChain
 from dlm.samplers.curve import InformationCurve
 
 
@@ -43,29 +44,8 @@ def permutation(length: int) -> InformationCurve:
 
 
 def markov(length: int, symbols: int, stay: float) -> InformationCurve:
-    """A stationary chain that keeps its symbol with this probability, else draws any.
-
-    The nearest neighbours of a subset decide: H_k = H_1 + mean over gaps of H(X_{i+g} | X_i).
-    """
-    gaps = np.arange(1, length)
-    chance = stay**gaps + (1 - stay**gaps) / symbols
-    other = (1 - stay**gaps) / symbols
-    conditional = -chance * np.log(chance) - (symbols - 1) * other * np.log(other)
-    log_ways = [math.lgamma(n + 1) for n in range(length + 1)]
-
-    def log_choose(n: int, k: int) -> float:
-        return log_ways[n] - log_ways[k] - log_ways[n - k] if 0 <= k <= n else -math.inf
-
-    mean = [0.0, math.log(symbols)]
-    for k in range(2, length + 1):
-        shares = [
-            (length - g) * math.exp(log_choose(length - g - 1, k - 2) - log_choose(length, k))
-            for g in range(1, length)
-        ]
-        mean.append(mean[1] + float(np.dot(shares, conditional)))
-    entropies = np.array(mean)
-    values = entropies[1] + entropies[:-1] - entropies[1:]
-    return _curve([0.0, *np.maximum(values[1:], 0.0).tolist()])
+    """A stationary chain that keeps its symbol with this probability, else draws any."""
+    return MarkovChain(length, symbols, Lazy(stay)).exact_curve()
 
 
 def mixed(curves: Sequence[InformationCurve], weights: Sequence[float]) -> InformationCurve:

@@ -47,10 +47,10 @@ def _draw_panel(axes, panel: Panel) -> None:
         axes.plot([x for x, _ in above], [y for _, y in above], label=series.label, **style)
     if panel.ticks:
         axes.set_xticks(range(1, len(panel.ticks) + 1), panel.ticks, rotation=30, ha="right")
-    elif panel.log_x:
+    elif panel.log_x and any(x > 0 for series in panel.series for x in series.x):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-    if panel.log_y:
+    if panel.log_y and any(y > 0 for series in panel.series for y in series.y):
         axes.set_yscale("log")
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel(panel.x_label)

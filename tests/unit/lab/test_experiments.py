@@ -1,0 +1,147 @@
+"""Every experiment at tiny settings, and what makes a verdict."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dlm import UserError
+from dlm.lab import Oracle, exact
+from dlm.lab.experiments import (
+    Adaptive,
+    Bound,
+    Chains,
+    Claim,
+    Corrector,
+    Experiment,
+    Information,
+    Kappa,
+    OptimalGrid,
+    Pairs,
+    Panel,
+    PlugIn,
+    Result,
+    Series,
+    Steps,
+    Vocabulary,
+    curves,
+)
+from dlm.lab.experiments.kappa import shrinking_levels
+from dlm.lab.experiments.pairs import sequential_law
+from dlm.lab.experiments.tables import correlated_table, process_of
+from dlm.lab.rates import table_curve
+from dlm.spec import build
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "lab"
+TINY = [
+    Steps(steps=(8, 16, 32), length=2),
+    Pairs(lengths=(16, 64), steps=(64, 128, 256)),
+    Information(length=256, steps=(4, 8, 16)),
+    Adaptive(lengths=(64,), steps=(8,)),
+    Vocabulary(symbols=(2, 1000, 20_000), repeats=3, steps=8),
+    PlugIn(steps=(16, 32, 64)),
+    Corrector(steps=3, sweeps=(0, 4), many=80),
+    Kappa(kappas=(0.25, 0.125, 0.0625), lengths=(64, 256), short=(8, 16, 32)),
+    Bound(steps=(1, 3), length=2),
+    OptimalGrid(length=32, steps=(8, 32), points=257, candidates=17),
+    Chains(lengths=(4, 8), steps=(4, 16), samples=256),
+]
+
+
+@pytest.mark.parametrize("experiment", TINY, ids=lambda e: type(e).__name__)
+def test_predictions_come_out(experiment, tmp_path):
+    result = experiment.run()
+    assert [claim for claim in result.claims if not claim.holds] == []
+    assert result.holds
+    names = [claim.name for claim in result.claims]
+    assert len(set(names)) == len(names)
+    json.dumps(result.plain(), allow_nan=False)
+    result.figure(tmp_path / "figure.png", experiment.about)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_experiment_has_a_yaml_and_a_test():
+    made = {
+        path.stem: build(yaml.safe_load(path.read_text("utf-8")), trust=("dlm",))
+        for path in CONFIGS.glob("*.yaml")
+    }
+    assert all(isinstance(experiment, Experiment) for experiment in made.values())
+    assert {type(experiment) for experiment in made.values()} == {type(e) for e in TINY}
+    assert all(experiment.about for experiment in made.values())
+
+
+@pytest.mark.parametrize(
+    ("measured", "relation", "holds"),
+    [
+        (1.05, "equal", True),
+        (1.2, "equal", False),
+        (0.8, "equal", False),
+        (0.5, "at most", True),
+        (1.2, "at most", False),
+        (1.5, "at least", True),
+        (0.8, "at least", False),
+        (math.nan, "equal", False),
+        (-math.inf, "at most", False),
+    ],
+)
+def test_claims(measured, relation, holds):
+    assert Claim("x", measured, 1.0, 0.1, "ours", relation).holds is holds
+
+
+def test_a_result_holds_if_all_claims_do_and_there_are_some():
+    right, wrong = Claim("a", 1.0, 1.0, 0.0, "ours"), Claim("b", math.nan, 1.0, 0.0, "ours")
+    panel = Panel("p", "x", "y", (Series("s", (1, 2), (3, 4)), Series("r", (1,), (1,), "slope")))
+    assert Result((panel,), (right,)).holds
+    assert not Result((panel,), (right, wrong)).holds
+    assert not Result((panel,), ()).holds
+    plain = Result((panel,), (right, wrong)).plain()
+    assert plain["claims"][1]["measured"] is None
+    assert [row["y"] for row in plain["rows"]] == [3.0, 4.0]
+
+
+def test_experiments_fail_where_predictions_do():
+    """Kernels that hold rates need more steps than these for their order; even phases too."""
+    assert not Steps(steps=(1, 2), length=2, slack=0.01).run().holds
+    assert not Kappa(kappas=(2.0, 1.0, 0.5), lengths=(4, 8), short=(4, 8)).run().holds
+    assert not Vocabulary(symbols=(2, 3), repeats=2, steps=4).run().holds
+
+
+def test_adaptive_refuses_cases_without_an_answer():
+    with pytest.raises(UserError, match="divide the length"):
+        Adaptive(lengths=(10,), steps=(3,))
+
+
+def test_curves_are_those_of_their_tables():
+    symbols, length = 2, 4
+    states = exact.all_states(symbols, length)
+    even = (states.sum(-1) % symbols == 0).double()
+    checksum = (even / even.sum()).reshape([symbols] * length)
+    assert table_curve(checksum).values == pytest.approx(curves.checksum(4, 2).values, abs=1e-12)
+    same = (states == states[:, :1]).all(-1).double()
+    repeated = (same / same.sum()).reshape([symbols] * length)
+    assert table_curve(repeated).values == pytest.approx(curves.repeated(4, 2).values, abs=1e-12)
+    twice = ((states[:, 0] == states[:, 1]) & (states[:, 2] == states[:, 3])).double()
+    pairs = (twice / twice.sum()).reshape([symbols] * length)
+    assert table_curve(pairs).values == pytest.approx(curves.pairs(4, 2).values, abs=1e-12)
+    orders = exact.all_states(3, 3)
+    distinct = (orders.sort(-1).values == torch.arange(3)).all(-1).double()
+    permutation = (distinct / distinct.sum()).reshape(3, 3, 3)
+    assert table_curve(permutation).values == pytest.approx(curves.permutation(3).values)
+
+
+@pytest.mark.parametrize("kappa", [0.5, 0.1])
+def test_shrinking_steps_keep_their_rule(kappa):
+    levels = shrinking_levels(kappa, 5.0, 1e-3)
+    assert levels[-1] == 1.0
+    u = -torch.from_numpy(levels[:-1]).log()
+    assert (-u.diff() <= kappa * u[1:].clamp(max=1.0) + 1e-12).all()
+
+
+def test_sequential_sampling_with_the_exact_posterior_is_exact():
+    table, process = correlated_table(2, 3, 0), process_of("absorbing", 2)
+    law, divergence = sequential_law(Oracle(table, process), table)
+    assert torch.allclose(law, exact.embed(table, process), atol=1e-14)
+    assert divergence == pytest.approx(0.0, abs=1e-14)
