@@ -3,6 +3,7 @@
 from dlm.samplers.auto import Auto
 from dlm.samplers.base import OnStep, Prompt, Sampler, Samples, Step
 from dlm.samplers.bending import Bending
+from dlm.samplers.blocks import Block, BlockSampler, OnBlock
 from dlm.samplers.correctors import Corrector, DenoiseRenoise, ForwardBackward, Gibbs, NoCorrector
 from dlm.samplers.curve import InformationCurve
 from dlm.samplers.filters import MinP, Temperature, TopK, TopP, Typical
@@ -37,6 +38,7 @@ from dlm.samplers.plans import (
     Minimax,
     Plan,
 )
+from dlm.samplers.prompts import Template, cut, pack
 from dlm.samplers.remasking import (
     ByConfidence,
     Cap,
@@ -54,6 +56,8 @@ __all__ = [
     "Auto",
     "Balanced",
     "Bending",
+    "Block",
+    "BlockSampler",
     "ByConfidence",
     "Cap",
     "Confidence",
@@ -84,6 +88,7 @@ __all__ = [
     "MinP",
     "Minimax",
     "NoCorrector",
+    "OnBlock",
     "OnStep",
     "Order",
     "Plan",
@@ -103,8 +108,11 @@ __all__ = [
     "Step",
     "TauLeaping",
     "Temperature",
+    "Template",
     "TimeGrid",
     "TopK",
     "TopP",
     "Typical",
+    "cut",
+    "pack",
 ]
