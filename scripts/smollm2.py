@@ -28,7 +28,7 @@ def main(folder: str) -> None:
     read = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.bfloat16, **where)
     settings = read.config.to_dict()
     settings.pop("quantization_config", None)  # a model that was quantized refuses to be saved
-    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**settings)).bfloat16()
     missing, extra = model.load_state_dict(read.state_dict(), strict=False)
     if extra or any("lm_head" not in name for name in missing):
         sys.exit(f"the weights do not fit: {missing} missing, {extra} too many")
