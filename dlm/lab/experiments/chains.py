@@ -52,7 +52,7 @@ class Chains(Experiment):
     symbols: int = 4
     stay: float = 0.95
     emission: float = 0.9
-    samples: int = 1024
+    samples: int = 768
     seed: int = 0
 
     def run(self) -> Result:

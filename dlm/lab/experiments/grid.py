@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from dlm.lab import exact
-from dlm.lab.experiments import curves
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series, slope_line
 from dlm.lab.experiments.tables import LINEAR, correlated_table, process_of
+from dlm.lab.laws import Lazy, MarkovChain
 from dlm.lab.oracle import Oracle
 from dlm.lab.rates import (
     cheapest_path,
@@ -66,7 +66,7 @@ class OptimalGrid(Experiment):
         return Result((*panels, panel), (*claims, *more))
 
     def _masked(self) -> tuple[list[Panel], list[Claim]]:
-        curve = curves.markov(self.length, self.symbols, self.stay)
+        curve = MarkovChain(self.length, self.symbols, Lazy(self.stay)).exact_curve()
         alpha = np.linspace(0, 1, self.points)
         loss = torch.from_numpy(-known_information(curve, alpha))  # g up to a constant
         found, grids = {}, {}

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series
-from dlm.lab.experiments.curves import repeated
 from dlm.lab.experiments.tables import process_of
+from dlm.lab.laws import Repeated
 from dlm.lab.rates import PairError, masked_pairs, masked_path_kl, pair_error
 from dlm.lab.symmetry import RepeatedUniform, pair_equal, token_chance
 from dlm.samplers import Ancestral, Euler, Kernel, TauLeaping
@@ -98,7 +98,7 @@ class Vocabulary(Experiment):
 
     def _repeated_path(self, noise: str, symbols: int, levels: np.ndarray) -> float:
         if noise == "absorbing":
-            return masked_path_kl(repeated(self.repeats, symbols), levels)
+            return masked_path_kl(Repeated(self.repeats, symbols).exact_curve(), levels)
         return RepeatedUniform(symbols, self.repeats).path_kl(levels)
 
     def _closed(self, tv: list[float], levels: np.ndarray) -> Claim:

@@ -32,7 +32,7 @@ from dlm.lab.experiments import (
 from dlm.lab.experiments.kappa import shrinking_levels
 from dlm.lab.experiments.pairs import sequential_law
 from dlm.lab.experiments.tables import correlated_table, process_of
-from dlm.lab.rates import table_curve
+from dlm.lab.laws import MdsCode
 from dlm.spec import build
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "lab"
@@ -114,22 +114,16 @@ def test_adaptive_refuses_cases_without_an_answer():
         Adaptive(lengths=(10,), steps=(3,))
 
 
-def test_curves_are_those_of_their_tables():
-    symbols, length = 2, 4
-    states = exact.all_states(symbols, length)
-    even = (states.sum(-1) % symbols == 0).double()
-    checksum = (even / even.sum()).reshape([symbols] * length)
-    assert table_curve(checksum).values == pytest.approx(curves.checksum(4, 2).values, abs=1e-12)
-    same = (states == states[:, :1]).all(-1).double()
-    repeated = (same / same.sum()).reshape([symbols] * length)
-    assert table_curve(repeated).values == pytest.approx(curves.repeated(4, 2).values, abs=1e-12)
-    twice = ((states[:, 0] == states[:, 1]) & (states[:, 2] == states[:, 3])).double()
-    pairs = (twice / twice.sum()).reshape([symbols] * length)
-    assert table_curve(pairs).values == pytest.approx(curves.pairs(4, 2).values, abs=1e-12)
-    orders = exact.all_states(3, 3)
-    distinct = (orders.sort(-1).values == torch.arange(3)).all(-1).double()
-    permutation = (distinct / distinct.sum()).reshape(3, 3, 3)
-    assert table_curve(permutation).values == pytest.approx(curves.permutation(3).values)
+def test_the_curve_of_a_code_is_that_of_the_law():
+    for length, dimension in ((5, 2), (7, 5)):
+        law = MdsCode(length, length, dimension)
+        assert curves.code(length, dimension).values == pytest.approx(law.exact_curve().values)
+    assert curves.code(4, 1).values[-1] == pytest.approx(math.log(5))  # 4 is no prime
+    family = curves.family(8, 3)
+    both = family["checksum and repeated"]
+    parts = family["checksum"], family["repeated token"]
+    assert both.total_correlation == pytest.approx(sum(c.total_correlation for c in parts))
+    assert {curve.length for curve in family.values()} == {8}
 
 
 @pytest.mark.parametrize("kappa", [0.5, 0.1])
