@@ -40,16 +40,17 @@ class Corrector(Experiment):
         steps: predictor steps K.
         sweeps: Gibbs calls at each stop, 0 among them.
         many: of them, for the limit.
-        symbols, length, seed: of the law.
+        symbols, length, seed: of the law. With two tokens one call already mends everything that
+            can be: their marginals are right, only what they share is wrong.
         level: alpha at which invariance is checked.
     """
 
     about: ClassVar[str] = "correctors: what leaves the law invariant, what mends, equal calls"
     steps: int = 4
     sweeps: tuple[int, ...] = (0, 1, 2, 4, 8)
-    many: int = 200
+    many: int = 60
     symbols: int = 3
-    length: int = 2
+    length: int = 3
     seed: int = 0
     level: float = 0.6
 

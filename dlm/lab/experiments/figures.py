@@ -13,6 +13,7 @@ _STYLE: dict[Role, dict[str, object]] = {
     "predicted": {"linestyle": "--", "linewidth": 1.2, "color": "black", "alpha": 0.7},
     "slope": {"linestyle": ":", "linewidth": 1.2, "color": "gray"},
 }
+_MANY = 4000  # twelve doublings
 _WIDTH, _HEIGHT, _DPI = 5.4, 4.2, 120
 
 
@@ -48,7 +49,7 @@ def _draw_panel(axes, panel: Panel) -> None:
     if panel.ticks:
         axes.set_xticks(range(1, len(panel.ticks) + 1), panel.ticks, rotation=30, ha="right")
     elif panel.log_x and any(x > 0 for series in panel.series for x in series.x):
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("log", base=_base(panel))
         axes.xaxis.set_major_formatter("{x:g}")
     if panel.log_y and any(y > 0 for series in panel.series for y in series.y):
         axes.set_yscale("log")
@@ -56,7 +57,14 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.legend(fontsize=7)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if panel.ticks else {}
+    axes.legend(fontsize=7, **beside)
+
+
+def _base(panel: Panel) -> int:
+    """Of the ticks: doublings, or decades where there are many."""
+    x = [x for series in panel.series for x in series.x if x > 0]
+    return 10 if max(x) > _MANY * min(x) else 2
 
 
 def _shown(panel: Panel, x: float, y: float) -> bool:

@@ -43,7 +43,7 @@ TINY = [
     Adaptive(lengths=(64,), steps=(8,)),
     Vocabulary(symbols=(2, 1000, 20_000), repeats=3, steps=8),
     PlugIn(steps=(16, 32, 64)),
-    Corrector(steps=3, sweeps=(0, 4), many=80),
+    Corrector(steps=3, length=2, sweeps=(0, 4), many=80),
     Kappa(kappas=(0.25, 0.125, 0.0625), lengths=(64, 256), short=(8, 16, 32)),
     Bound(steps=(1, 3), length=2),
     OptimalGrid(length=32, steps=(8, 32), points=257, candidates=17),
