@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, final
 
 import numpy as np
@@ -103,8 +104,7 @@ class Adaptive(Experiment):
         length = laws["checksum"].length
         c = plan.constant(length, steps)
         worst = max(_loss(plan, law, steps) / _measure(law, against) for law in laws.values())
-        waits = plan.waits(length, steps, length)[1:]
-        everywhere = float((waits / weights(length, against)).max())
+        everywhere = float((_waits(plan, length, steps)[1:] / weights(length, against)).max())
         name = f"{title}, minimax against {against}"
         claims = [
             Claim(f"{name}: worst share lost among the laws", worst, c, 1e-9, "ours", "at most"),
@@ -165,8 +165,13 @@ class Adaptive(Experiment):
         return Panel(f"worst share lost, L = {length}", "steps", "c", (*series,))
 
 
+@lru_cache(maxsize=64)
+def _waits(plan: Plan, length: int, steps: int) -> np.ndarray:
+    return plan.waits(length, steps, length)
+
+
 def _loss(plan: Plan, law: InformationCurve, steps: int) -> float:
-    return law.cost(plan.waits(law.length, steps, law.length))
+    return law.cost(_waits(plan, law.length, steps))
 
 
 def _measure(law: InformationCurve, against: Against) -> float:

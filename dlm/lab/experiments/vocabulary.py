@@ -7,8 +7,10 @@ most (L - 1) log V each. So for pairs and repeated tokens
     path KL                 grows like log V: a bound by path KL is not,
 
 for masks and for uniform noise, with the same factor before log V. For independent tokens the
-ancestral sampler is exact in one step whatever V; Euler and tau-leaping under uniform noise are not
-exact in any number.
+ancestral sampler is exact in one step whatever V. Under uniform noise tau-leaping is not, in any
+number. Euler's step on the linear schedule is: the noised law is linear in alpha, so one step along
+its derivative stays on it. But a rate may exceed one jump a step, at symbols that are unlikely for
+large V; it is cut, and from there on Euler errs too.
 
 Nothing is drawn: pairs and single tokens run the kernels themselves on one state of each class
 (`dlm.lab.symmetry`), V = 10^5 states wide; the repeated token under uniform noise is enumerated by
