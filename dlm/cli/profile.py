@@ -43,7 +43,7 @@ from dlm.spec import build
 
 RESAMPLED = 400  # sets of sequences drawn with replacement, for the intervals
 PROBED = 2  # positions of a sequence and level, in the sensitivity probe
-FEWER = 4  # the slow extras look at every fourth sequence
+FEWER = 4  # the slow extras look at every fourth sequence, at 8 at least
 BINS, LEVELS = 8, 5  # of the noise level, in the diagnostics; levels a sequence
 GRID = 256  # gaps between the levels of a grid
 
@@ -239,17 +239,22 @@ class _Profile:
 
     @property
     def _fewer(self) -> int:
-        return max(4, self.keys.sequences // FEWER)
+        return max(8, self.keys.sequences // FEWER)
 
     def _batches(self, label: str, count: int, calls: int) -> Iterator[Batch]:
-        """Sequences evenly over the split, cut to the length; those with padding are left out."""
+        """Sequences evenly over the split, cut to the length; those with padding are left out.
+
+        Their numbers are 0, 1, ...: stratified draws are spread over consecutive numbers, and those
+        of a split with gaps can fall on each other.
+        """
         blocks, size = self.blocks, self.keys.batch_size
         count = min(count, len(blocks))
         rows = [i * len(blocks) // count for i in range(count)]
         with progress_bar(label, count * self.length * calls) as advance:
             for start in range(0, count, size):
                 part = rows[start : start + size]
-                yield full_rows(_cut(collate([blocks[i] for i in part], part), self.length))
+                batch = collate([blocks[i] for i in part], range(start, start + len(part)))
+                yield full_rows(_cut(batch, self.length))
                 advance(len(part) * self.length * calls)
 
 

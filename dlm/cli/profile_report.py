@@ -153,8 +153,7 @@ def plan_table(
     grid.add_column(f"calls for {target:g}", justify="right")
     for name in costs.names:
         values = [_short(costs.cost(name, steps).value) for steps in shown]
-        found = calls[name]
-        grid.add_row(name, *values, f"{found.value} ({found.low}-{found.high})")
+        grid.add_row(name, *values, _calls(calls[name]))
     grid.add_row("  crossed", *(_short(costs.crossed(steps)) for steps in shown), "")
     return grid
 
@@ -166,7 +165,7 @@ def sentence(costs: PlanCosts, budget: int, calls: Mapping[str, Calls], target: 
         f"At {budget} calls, plan=even loses {_nats(even)} nats a sequence to finite steps, "
         f"plan=profile {_nats(best)} ({_short(costs.crossed(budget))} on sequences that it was "
         f"not made from), and the best of the others, {costs.best(budget)}, {_nats(other)}. "
-        f"It takes {calls[MEASURED].value} calls to lose {target:g} nats. "
+        f"It takes {_calls(calls[MEASURED])} calls to lose no more than {target:g} nats. "
         "The error of the network comes on top and is the same for every plan."
     )
 
@@ -237,6 +236,10 @@ def diagnostics_tables(loss: Profile, noise: GradientNoise) -> tuple[Table, Tabl
 
 def _short(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _calls(found: Calls) -> str:
+    return f"{found.value} ({found.low} to {found.high})"
 
 
 def _nats(interval: Interval) -> str:

@@ -106,7 +106,8 @@ class StepCosts:
     def _resampled(self, times: int, seed: int) -> Tensor:
         count = len(self.stale)
         u = Key(seed, torch.arange(times, device="cpu")).fold("bootstrap").uniform(count)
-        weights = torch.nn.functional.one_hot((u * count).long(), count).double().mean(1)
+        weights = torch.zeros(times, count, dtype=torch.float64)
+        weights.scatter_add_(1, (u * count).long(), torch.full_like(u, 1 / count))
         return torch.einsum("rn,nij->rij", weights, self.stale)
 
 
