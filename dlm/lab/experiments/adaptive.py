@@ -149,7 +149,10 @@ class Adaptive(Experiment):
         ]
         c = Minimax("both").constant(length, steps)
         series.append(Series("c of minimax both", places, [c] * len(places), "predicted"))
-        title, axis = f"L = {length}, K = {steps}", "E KL / sum dZ min(l - 1, L - l + 1)"
+        title, axis = (
+            f"L = {length}, K = {steps}; losses of 0 not shown",
+            "E KL / sum dZ min(l - 1, L - l + 1)",
+        )
         return Panel(title, "plan", axis, (*series,), log_x=False, ticks=tuple(plans))
 
     def _constants(self, length: int) -> Panel:
