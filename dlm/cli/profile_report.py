@@ -35,6 +35,7 @@ def plan_record(
         },
         "measured_sequences": len(dependence.losses),
         "nelbo": dependence.nelbo,
+        "nelbo_stderr": dependence.nelbo_stderr,
         "total_correlation": list(costs.total_correlation()),
         "dual_total_correlation": list(costs.dual_total_correlation()),
         "predictions": {
@@ -133,7 +134,8 @@ def summary(dependence: Dependence, costs: PlanCosts, split: str) -> Table:
         {
             "loss, nothing known": f"{number(loss[0])} nats/token",
             "loss, all others known": f"{number(loss[-1])} nats/token",
-            "one at a time (nelbo)": f"{number(dependence.nelbo)} nats/token",
+            "one at a time (nelbo)": f"{number(dependence.nelbo)} +- "
+            f"{number(dependence.nelbo_stderr)} nats/token",
             "total correlation": f"{_nats(costs.total_correlation())} nats a sequence",
             "dual total correlation": f"{_nats(costs.dual_total_correlation())} nats a sequence",
             "measured on": f"{len(dependence.losses)} sequences, intervals are 95 % over them",
@@ -235,7 +237,7 @@ def diagnostics_tables(loss: Profile, noise: GradientNoise) -> tuple[Table, Tabl
 
 
 def _short(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _calls(found: Calls) -> str:

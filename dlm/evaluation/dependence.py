@@ -135,6 +135,13 @@ class Dependence:
         """mean_n h_n: the bound of one position at a time, nats per token."""
         return float(self.all_losses.mean())
 
+    @property
+    def nelbo_stderr(self) -> float:
+        """Standard error over sequences of that bound, nats per token."""
+        places = np.arange(self.length)
+        rows = [np.interp(places, self.known, losses).mean() for losses in self.losses]
+        return float(np.std(rows, ddof=1) / len(rows) ** 0.5)
+
     def loss_by_level(self, levels: Tensor) -> Tensor:
         """g(alpha), the loss of all positions if hidden, nats per sequence, float64 like levels.
 
