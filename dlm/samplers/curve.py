@@ -42,7 +42,8 @@ class InformationCurve:
         stderr: of each, where they were estimated.
 
     Raises:
-        UserError: for no values, values that are not finite, or a first one that is not 0.
+        UserError: for no values, values that are not finite, a first one that is not 0, or
+            standard errors that do not go with them.
     """
 
     values: tuple[float, ...]
@@ -51,8 +52,14 @@ class InformationCurve:
     def __post_init__(self) -> None:
         if not self.values or not np.isfinite(self.values).all() or self.values[0] != 0:
             raise UserError("an information curve is a list of finite numbers that begins with 0")
-        if self.stderr is not None and len(self.stderr) != len(self.values):
-            raise UserError("an information curve needs as many standard errors as values")
+        if self.stderr is not None and (
+            len(self.stderr) != self.length
+            or not np.isfinite(self.stderr).all()
+            or min(self.stderr) < 0
+        ):
+            raise UserError(
+                "an information curve needs as many standard errors as values, none below 0"
+            )
 
     @property
     def length(self) -> int:
@@ -84,15 +91,25 @@ class InformationCurve:
     def tail(self, known: int) -> InformationCurve:
         """The curve of the positions that are left when `known` random ones are given.
 
-        Its increments are those from known + 1 on: sum over them costs the rest of a plan.
+        Z_{known + j} - Z_{known + 1}: the average over what is given, and over its values, of the
+        curves of the conditional laws. Without standard errors.
+
+        Raises:
+            UserError: nothing is left, or `known` is negative.
         """
+        if not 0 <= known < self.length:
+            raise UserError(
+                f"a curve of {self.length} positions has a tail for 0 to {self.length - 1} known "
+                f"ones, got {known}"
+            )
         rest = self.values[known:]
-        if not rest:
-            raise UserError(f"{known} known positions leave nothing of a curve of {self.length}")
         return InformationCurve(tuple(v - rest[0] for v in rest))
 
     def stretched(self, length: int) -> InformationCurve:
-        """The curve read at another length, linear in the share of positions that is known."""
+        """The curve read at another length, linear in the share of positions that is known.
+
+        Z_j is read at (j - 1) / (L - 1), so the ends stay. Without standard errors.
+        """
         if length == self.length:
             return self
         at = np.linspace(0, 1, length)
@@ -103,7 +120,7 @@ class InformationCurve:
         """The nearest curve that never falls, weighted by the precision of its values.
 
         Estimates wiggle and the curve cannot: plans are made from the projection (pool adjacent
-        violators).
+        violators). It begins with 0 and has the standard errors of this one.
         """
         errors = np.ones(self.length) if self.stderr is None else np.asarray(self.stderr)
         floor = max(float(errors.max()) * 1e-3, 1e-12)
@@ -119,13 +136,31 @@ class InformationCurve:
         flat = [value for value, _, count in blocks for _ in range(int(count))]
         return InformationCurve((0.0, *(max(0.0, v) for v in flat[1:])), self.stderr)
 
-    def optimal_sizes(self, steps: int) -> tuple[int, ...]:
+    def optimal_sizes(self, steps: int, known: int = 0) -> tuple[int, ...]:
         """The sizes of at most `steps` steps of least expected KL, by dynamic programming.
 
-        O(steps L log L): the cost of a step obeys the quadrangle inequality, so its best beginning
-        moves one way.
+        Of the projection `increasing`. O(steps L log L): the cost of a step obeys the quadrangle
+        inequality, so its best end moves one way. One table serves every `known`.
+
+        Args:
+            steps: at least 1.
+            known: random positions that are given; the sizes sum to the others.
+
+        Raises:
+            UserError: for a number out of its range.
         """
-        return _optimal_sizes(self.increasing().values, min(steps, self.length))
+        if steps < 1 or not 0 <= known < self.length:
+            raise UserError(
+                f"a plan needs at least 1 step and 1 of {self.length} positions to open, got "
+                f"steps={steps} and {known} known ones"
+            )
+        ends = _best_ends(self.increasing().values, min(steps, self.length))
+        sizes, begin = [], known
+        for left in range(min(steps, self.length - known), 0, -1):
+            end = int(ends[left - 1, begin])
+            sizes.append(end - begin)
+            begin = end
+        return tuple(sizes)
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the curve as JSON, with further plain values beside it."""
@@ -143,9 +178,9 @@ class InformationCurve:
         """
         try:
             content = json.loads(Path(path).expanduser().read_text("utf-8"))
-            if content["kind"] != KIND:
-                raise ValueError
             stderr = content["stderr"]
+            if content["kind"] != KIND or content["length"] != len(content["values"]):
+                raise ValueError
             values = tuple(float(v) for v in content["values"])
             return cls(values, None if stderr is None else tuple(float(v) for v in stderr))
         except OSError as error:
@@ -162,48 +197,52 @@ def waits_of(sizes: np.ndarray, length: int) -> np.ndarray:
     Raises:
         UserError: if they do not sum to L.
     """
-    ends = np.cumsum(sizes, -1)
-    if (ends[..., -1] != length).any() or (sizes < 0).any():
+    if (sizes < 0).any() or (sizes.sum(-1) != length).any():
         raise UserError(f"the sizes of a plan must sum to {length}, got {sizes.tolist()}")
-    places = np.arange(length)
-    block = (places[:, None] >= ends[..., None, :]).sum(-1)  # which step a place is in
-    end = np.take_along_axis(ends, block, -1)
-    begin = end - np.take_along_axis(sizes, block, -1)
-    return np.where(places == begin, 0, end - places).astype(np.float64)
+    ends, places = sizes.cumsum(-1), np.arange(length)
+    edge = np.full((*sizes.shape[:-1], length + 1), length)
+    np.put_along_axis(edge, ends, ends, -1)
+    begins = (edge[..., :-1] == places) | (places == 0)
+    end = np.minimum.accumulate(edge[..., :0:-1], -1)[..., ::-1]  # the first edge after a place
+    return np.where(begins, 0, end - places).astype(np.float64)
 
 
-@lru_cache(maxsize=256)
-def _optimal_sizes(values: tuple[float, ...], steps: int) -> tuple[int, ...]:
-    length = len(values)
-    z = np.asarray(values)
-    sums = np.concatenate([[0.0], np.cumsum(z)])
+@lru_cache(maxsize=16)
+def _best_ends(values: tuple[float, ...], steps: int) -> np.ndarray:
+    """Where the first of k steps over the places from b on ends, int32 (steps, L), row k - 1.
 
-    def cost(begin: np.ndarray | int, end: int) -> np.ndarray:
-        """Of one step from the places `begin` (from 0) to before `end`."""
-        return sums[end] - sums[begin] - (end - begin) * z[begin]
+    Places count from 0; column b of row k - 1 means something for k <= L - b.
+    """
+    length, z = len(values), np.asarray(values)
+    sums = np.concatenate([[0.0], z.cumsum()])
+    ends = np.full((steps, length), length, dtype=np.int32)
+    best = sums[-1] - sums[:-1] - (length - np.arange(length)) * z  # with one step
+    for k in range(1, steps):
+        best, ends[k, : length - k] = _one_more(best + sums[: len(best)], z, sums)
+    return ends
 
-    best = np.full(length + 1, np.inf)
-    best[0] = 0.0
-    choices = []
-    for _ in range(steps):
-        new, choice = np.full(length + 1, np.inf), np.zeros(length + 1, dtype=np.int64)
-        pending = [(1, length, 0, length - 1)]
-        while pending:
-            low, high, first, last = pending.pop()
-            if low > high:
-                continue
-            middle = (low + high) // 2
-            begins = np.arange(first, min(last, middle - 1) + 1)
-            totals = best[begins] + cost(begins, middle)
-            at = int(totals.argmin())
-            new[middle], choice[middle] = totals[at], begins[at]
-            pending += [(low, middle - 1, first, int(begins[at]))]
-            pending += [(middle + 1, high, int(begins[at]), last)]
-        choices.append(choice)
-        best = new
-    sizes, end = [], length
-    for choice in reversed(choices):
-        begin = int(choice[end])
-        sizes.append(end - begin)
-        end = begin
-    return tuple(reversed(sizes))
+
+def _one_more(after: np.ndarray, z: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least cost, and the best end, of a step before others, for all its beginnings but the last.
+
+    A step from b to e costs sums[e] - sums[b] - (e - b) z[b]; `after` at e is sums[e] plus the
+    least cost from e on. Beginnings are visited in the order of their powers of two, all of one
+    power at once: the best ends of the neighbours bound that of each.
+    """
+    count = len(after) - 1
+    best, ends = np.empty(count), np.empty(count + 1, dtype=np.int64)
+    ends[count] = count  # a sentinel
+    stride = 1 << (count - 1).bit_length()
+    while stride:
+        begin = np.arange(stride - 1, count, 2 * stride)
+        first = np.maximum(begin + 1, np.where(begin >= stride, ends[begin - stride], 1))
+        number = ends[np.minimum(begin + stride, count)] - first + 1
+        starts = number.cumsum() - number
+        end = np.arange(number.sum()) + np.repeat(first - starts, number)
+        cost = after[end] - end * np.repeat(z[begin], number)
+        least = np.minimum.reduceat(cost, starts)
+        at = np.flatnonzero(cost == np.repeat(least, number))
+        ends[begin] = end[at[np.searchsorted(at, starts)]]
+        best[begin] = least + begin * z[begin] - sums[begin]
+        stride //= 2
+    return best, ends[:count]

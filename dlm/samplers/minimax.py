@@ -1,4 +1,4 @@
-"""Random step sizes that are safe for every law: the minimax boundary plan and the equaliser.
+"""Random step sizes that are safe for every law: the minimax boundary plan.
 
 Let pi_l be the probability that a step begins at position l, and E R_l as in `dlm.samplers.curve`.
 Since TC = sum_l (Z_l - Z_{l-1}) (L - l + 1) and DTC = sum_l (Z_l - Z_{l-1}) (l - 1), a plan with
@@ -10,26 +10,25 @@ for their minimum, whatever the law. For given pi every coupling of the beginnin
 and systematic sampling, one uniform for all of them, attains it at all l at once. So the best plan
 of K steps is the smallest c for which the recursion "pi_l makes that sum c w_l", from l = L down to
 2, needs no more than K - 1 beginnings. That systematic sampling is optimal for given pi is a union
-bound; that these pi are the best was checked against the linear program over all random plans, not
-proved. c solves about 2 c K = log(1 + 2 c L).
+bound. That these pi are the best is a linear program; its dual solution is a curve on which no plan
+of K steps loses less than c, which the tests build and check at many lengths. There is no general
+proof. c solves about 2 c K = log(1 + 2 c L).
 
-The equaliser draws one size after the other and has E R_l = v (L - l + 1) exactly, so it loses v TC
-for *every* law; v is 1.3 to 1.9 times the minimax c.
-
-Both are derived here. Plans that adapt to TC and DTC with K < L are the subject of Zhao & Cai 2026,
-arXiv:2602.20126, and Chen, Cong & Li 2026 (COLT); these are not theirs.
+Derived here. Plans that adapt to TC and DTC with K < L are the subject of Zhao & Cai 2026,
+arXiv:2602.20126, and Chen, Cong & Li 2026 (COLT); this is not theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 Against = Literal["tc", "dtc", "both"]
-_HALVINGS = 60
-_ROUNDING = 1e-12  # of a sum of probabilities
+_WIDTH = 1e-14  # of the interval that holds c, relative
+_ROUNDING = 1e-11  # of a sum of thousands of probabilities
 
 
 class Boundaries(NamedTuple):
@@ -46,40 +45,62 @@ def weights(length: int, against: Against) -> np.ndarray:
     return {"tc": down, "dtc": up, "both": np.minimum(down, up)}[against]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def minimax_boundaries(length: int, steps: int, against: Against) -> Boundaries:
     """The best boundaries for `steps` steps over `length` positions, 2 <= steps < length."""
-    w = weights(length, against)
-    low, high = 0.0, 1.0
-    while _boundaries(w, high).sum() > steps - 1:  # w of a law of two positions may need c > 1
-        high *= 2
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if _boundaries(w, middle).sum() <= steps - 1:
-            high = middle
+    w = weights(length, against).tolist()
+
+    def excess(c: float) -> float:
+        return sum(_boundaries(w, c)) - (steps - 1)
+
+    c = _root(excess, low=0.0, above=length - steps)
+    chance = np.asarray(_boundaries(w, c))
+    return Boundaries(chance * ((steps - 1) / chance.sum()), c)
+
+
+def _root(excess: Callable[[float], float], low: float, above: float) -> float:
+    """Where a falling function, `above` 0 at `low`, reaches 0: false position (Illinois)."""
+    high, below = 1.0, excess(1.0)
+    while below > 0:  # against dtc or both, few steps may need c > 1
+        low, above, high = high, below, 2 * high
+        below = excess(high)
+    kept = 0  # which end the last point did not replace, twice in a row: then its value is halved
+    while high - low > _WIDTH * high and below < 0:
+        middle = (low * below - high * above) / (below - above)
+        if not low < middle < high:
+            break
+        value = excess(middle)
+        if value > 0:
+            low, above, below = middle, value, below / 2 if kept > 0 else below
+            kept = 1
         else:
-            low = middle
-    chance = _boundaries(w, high)
-    return Boundaries(chance * ((steps - 1) / chance.sum()), high)
+            high, below, above = middle, value, above / 2 if kept < 0 else above
+            kept = -1
+    return high
 
 
-def _boundaries(w: np.ndarray, c: float) -> np.ndarray:
-    """pi_l from l = L down to 2, such that sum_j (1 - pi_l - ...)_+ = c w_l, clipped to [0, 1]."""
+def _boundaries(w: Sequence[float], c: float) -> list[float]:
+    """pi_l from l = L down to 2, such that sum_j (1 - pi_l - ...)_+ = c w_l, clipped to [0, 1].
+
+    With m terms the sum is m (1 - pi_l - near) + far, near = sum_{i <= m} pi_{l+i} and far = sum_{i
+    <= m} i pi_{l+i}; m is the first with far >= c w_l. From one l to the next the end of that
+    window hardly moves, so all of it costs O(L).
+    """
     count = len(w)
-    chance = np.zeros(count)
-    suffix = np.zeros(count + 1)  # sum of chance[a:]
+    chance = [0.0] * (count + 1)  # one place past the last position
+    end, near, far = count, 0.0, 0.0
     for a in range(count - 1, -1, -1):
-        target, most = c * w[a], count - a
-        tail = suffix[a + 1] - suffix[a + 1 :]  # tail_j, j = 0..most - 1
-        used = np.cumsum(tail)  # T_m, m = 1..most
-        m = np.arange(1, most + 1)
-        enough = np.empty(most, dtype=bool)
-        enough[:-1] = m[:-1] * tail[1:] - used[:-1] >= target
-        enough[-1] = True
-        first = int(enough.argmax())
-        chance[a] = min(1.0, max(0.0, 1 - (target + used[first]) / (first + 1)))
-        suffix[a] = suffix[a + 1] + chance[a]
-    return chance
+        far += near
+        target = c * w[a]
+        while end < count and far < target:
+            end += 1
+            near, far = near + chance[end], far + (end - a) * chance[end]
+        while end - a > 1 and far - (end - a) * chance[end] >= target:
+            near, far = near - chance[end], far - (end - a) * chance[end]
+            end -= 1
+        chance[a] = min(1.0, max(0.0, 1 - near - (target - far) / (end - a)))
+        near += chance[a]
+    return chance[:count]
 
 
 class Outcomes(NamedTuple):
@@ -96,7 +117,7 @@ def systematic(chance: np.ndarray, steps: int) -> Outcomes:
     `steps` steps if the probabilities sum to steps - 1.
     """
     length = len(chance) + 1
-    reach = np.concatenate([[0.0], np.cumsum(chance)])
+    reach = np.append(0.0, np.cumsum(chance, dtype=np.longdouble).astype(np.float64))
     reach = np.minimum(reach * ((steps - 1) / reach[-1]), steps - 1)
     nearest = np.round(reach)  # sums that are whole up to rounding are whole
     reach = np.where(np.abs(reach - nearest) < _ROUNDING, nearest, reach)
@@ -105,50 +126,6 @@ def systematic(chance: np.ndarray, steps: int) -> Outcomes:
     kept = widths > _ROUNDING
     middle = (breaks[:-1] + widths / 2)[kept]
     level = np.floor(middle[:, None] + reach)
-    begins = np.diff(level, axis=1) > 0  # (M, L - 1)
-    sizes = np.zeros((len(middle), steps), dtype=np.int64)
-    for row, begin in enumerate(begins):
-        edges = np.concatenate([[0], np.flatnonzero(begin) + 1, [length]])
-        sizes[row, : len(edges) - 1] = np.diff(edges)
+    begins = np.nonzero(np.diff(level, axis=1))[1].reshape(len(middle), steps - 1) + 1
+    sizes = np.diff(begins, axis=1, prepend=0, append=length)
     return Outcomes(widths[kept], sizes)
-
-
-class Equalised(NamedTuple):
-    """v(n, k) for all n <= L, float64 (L + 1,), and the law of the first of k sizes, (L + 1, L)."""
-
-    value: np.ndarray
-    first: np.ndarray
-
-
-@lru_cache(maxsize=8)
-def equaliser(length: int, steps: int) -> tuple[Equalised, ...]:
-    """For k = 1..steps steps: what is lost, and how the first size is drawn.
-
-    With v_x = v(x, k - 1), the law of the first size m among n is (1 - v) c_m,
-
-        c_m = A_m / (1 + (n - m - 1) v_{n-m}),      A_m = prod_{x = n-m+1}^{n-1} x v_x / (1 + (x -
-        1) v_x),
-
-    v = C / (1 + C), C = sum_m c_m v_{n-m}: then E R_l = v (n - l + 1) for every l.
-    """
-    sizes = np.arange(length + 1)
-    value = np.where(sizes > 1, 1.0, 0.0)
-    first = np.zeros((length + 1, length))
-    first[sizes[1:], sizes[1:] - 1] = 1.0
-    made = [Equalised(value, first)]
-    for _ in range(steps - 1):
-        before = made[-1].value
-        x = np.arange(1, length + 1)
-        inside = 1 + (x - 1) * before[1:]
-        ratio = x * before[1:] / inside
-        value, first = np.zeros(length + 1), np.zeros((length + 1, length))
-        first[1, 0] = 1.0
-        for n in range(2, length + 1):
-            down = slice(n - 2, None, -1) if n > 1 else slice(0, 0)  # x = n - 1 down to 1
-            a = np.concatenate([[1.0], np.cumprod(ratio[down])[:-1]])
-            c = a / inside[down]
-            total = float(c @ before[1:][down])
-            value[n] = total / (1 + total)
-            first[n, : n - 1] = (1 - value[n]) * c
-        made.append(Equalised(value, first))
-    return tuple(made)

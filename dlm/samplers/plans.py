@@ -28,13 +28,8 @@ from torch import Tensor
 
 from dlm.random import Key, sample_categorical
 from dlm.samplers.curve import InformationCurve, waits_of
-from dlm.samplers.minimax import (
-    Against,
-    Outcomes,
-    equaliser,
-    minimax_boundaries,
-    systematic,
-)
+from dlm.samplers.equaliser import first_size, shares
+from dlm.samplers.minimax import Against, Outcomes, minimax_boundaries, systematic
 
 
 class Plan(ABC):
@@ -211,7 +206,7 @@ class Minimax(TabledPlan):
         return minimax_boundaries(length, steps, self.against).constant
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # of up to L K numbers each
 def _minimax_outcomes(hidden: int, steps: int, against: Against) -> Outcomes:
     if steps == 1:
         return _certain([hidden], 1)
@@ -223,25 +218,24 @@ def _minimax_outcomes(hidden: int, steps: int, against: Against) -> Outcomes:
 class Equaliser(Plan):
     """Random sizes that lose the same share v of the total correlation of every law.
 
-    Sizes are drawn one after the other (`dlm.samplers.minimax.equaliser`).
+    Sizes are drawn one after the other (`dlm.samplers.equaliser`).
     """
 
     def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
         """See `Plan`."""
-        most = int(hidden.max()) if len(hidden) else 0
-        levels = equaliser(max(1, most), min(steps, max(1, most)))
-        left, result = hidden.clone(), torch.zeros(len(hidden), steps, dtype=torch.int64)
-        result = result.to(hidden.device)
+        share = shares(total, min(steps, max(1, total))).to(hidden.device)
+        left, drawn = hidden, []
         u = key.fold("sizes").uniform(steps)
         for k in range(steps):
-            first = levels[min(steps - k, len(levels)) - 1].first
-            law = torch.from_numpy(first).to(hidden.device)[left]
-            alone = (steps - k >= left) & (left > 0)
-            drawn = sample_categorical(law.clamp(min=0).log().nan_to_num(neginf=-1e300), u[:, k])
-            size = torch.where(alone, 1, torch.where(left > 0, drawn + 1, 0))
-            result[:, k] = size
+            after = steps - k - 1  # steps that follow
+            size = (left > 0).long() if after else left
+            if 0 < after < total - 1:
+                law = first_size(share[after - 1], left.clamp(min=2))
+                chosen = 1 + sample_categorical(law.log(), u[:, k])
+                size = torch.where(left > after + 1, chosen, size)
+            drawn.append(size)
             left = left - size
-        return result
+        return torch.stack(drawn, -1)
 
     def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
         """v (hidden - l + 1), 0 at l = 1."""
@@ -252,7 +246,7 @@ class Equaliser(Plan):
         """v."""
         if steps >= length:
             return 0.0
-        return float(equaliser(length, steps)[steps - 1].value[length])
+        return float(shares(length, steps)[-1, length])
 
 
 @final
@@ -310,7 +304,8 @@ class FromProfile(TabledPlan):
     """The sizes of least expected KL for a measured information curve (`dlm profile`).
 
     Given positions count as known: the sizes are those of the tail of the curve. At another length
-    than that of the file the curve is read by the share of known positions.
+    than that of the file the curve is read by the share of known positions. Values that fall are
+    made to rise first, weighted by their standard errors.
 
     Args:
         path: the file that `dlm profile` wrote.
@@ -326,7 +321,11 @@ class FromProfile(TabledPlan):
         """What the file holds."""
         return InformationCurve.load(self.path)
 
+    @cached_property
+    def _rising(self) -> InformationCurve:
+        return self.curve.increasing()
+
     def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
         """One."""
-        rest = self.curve.stretched(total).tail(total - hidden)
-        return _certain(list(rest.optimal_sizes(steps)), steps)
+        sizes = self._rising.stretched(total).optimal_sizes(steps, known=total - hidden)
+        return _certain(list(sizes), steps)

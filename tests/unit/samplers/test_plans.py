@@ -1,8 +1,7 @@
-"""Plans: what they lose by the formula and by enumeration, their guarantees, batches."""
+"""Plans: what they lose by enumeration, the laws of their sizes and times, prompts, batches."""
 
-import json
 import math
-from itertools import combinations, product
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlm import UserError
-from dlm.lab import exact
 from dlm.random import Key
 from dlm.samplers import (
     Balanced,
@@ -25,79 +22,85 @@ from dlm.samplers import (
     InformationCurve,
     Minimax,
 )
-from dlm.samplers.curve import waits_of
-from dlm.samplers.minimax import equaliser, minimax_boundaries, systematic, weights
+from dlm.samplers.minimax import Against, minimax_boundaries, weights
+from tests.conformance.registry import built, names, with_profile
+from tests.enumerated import average_kl, outcomes, random_law, subset_curve
 
-TABLED = [
-    Even(), Cosine(), Balanced(), FirstHitting(), Decreasing(), Increasing(),
-    Minimax("tc"), Minimax("dtc"), Minimax("both"),
-]  # fmt: skip
-PLANS = [*TABLED, Equaliser()]
-CONSTANTS = {  # tc, dtc, both
-    (64, 8): (0.2061, 0.2500, 0.4196),
-    (256, 32): (0.0531, 0.0555, 0.1069),
-    (1024, 32): (0.0789, 0.0858, 0.1620),
-}
+DETERMINISTIC = [Even(), Cosine(), FirstHitting(), Decreasing(), Increasing()]
+RANDOM = [Balanced(), Minimax("tc"), Minimax("dtc"), Minimax("both"), Equaliser()]
+AGAINST: tuple[Against, ...] = ("tc", "dtc", "both")
+PLANS = [*DETERMINISTIC, *RANDOM]
+every_plan = pytest.mark.parametrize("plan", PLANS, ids=repr)
+every_random = pytest.mark.parametrize("plan", RANDOM, ids=repr)
 
 
-def random_curve(length, seed=0):
-    """Z of a random table over two symbols, from the entropies of all subsets."""
-    generator = torch.Generator().manual_seed(seed)
-    law = torch.rand([2] * length, generator=generator, dtype=torch.float64) ** 4
-    law = law / law.sum()
-    mean = [0.0]
-    for size in range(1, length + 1):
-        sets = list(combinations(range(length), size))
-        parts = [[i for i in range(length) if i not in kept] for kept in sets]
-        laws = [law.sum(rest) if rest else law for rest in parts]
-        mean.append(sum(exact.entropy(part).item() for part in laws) / len(sets))
-    values = [mean[1] + mean[j - 1] - mean[j] for j in range(1, length + 1)]
-    return InformationCurve((0.0, *values[1:])), law
+def keys(number, start=0):
+    return Key(0, torch.arange(start, start + number))
 
 
-def outcomes(plan, length, steps):
-    """The law of the sizes, also of the plan that draws them one after the other."""
-    if not isinstance(plan, Equaliser):
-        chance, sizes = plan.table(length, steps, length)
-        return list(zip(chance.tolist(), sizes.tolist(), strict=True))
-    if steps >= length:
-        return [(1.0, [1] * length)]
-    table = equaliser(length, steps)
-
-    def draw(left, k):
-        if k == 0 or left == 0:
-            return [(1.0, [])] if left == 0 else []
-        if k >= left:
-            return [(1.0, [1] * left)]
-        law = table[k - 1].first[left]
-        return [
-            (law[m - 1] * chance, [m, *rest])
-            for m in range(1, left + 1)
-            if law[m - 1] > 0
-            for chance, rest in draw(left - m, k - 1)
-        ]
-
-    return draw(length, steps)
+def drawn(plan, number, hidden, steps, total=None):
+    counts = torch.full((number,), hidden)
+    return plan.sizes(counts, steps, key=keys(number), total=total or hidden)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=repr)
-@pytest.mark.parametrize("length", [5, 8])
-def test_expected_kl_is_the_average_over_outcomes(plan, length):
-    curve, _ = random_curve(length)
+@pytest.mark.parametrize("name", names("plan"))
+def test_every_plan_of_the_configs_loses_what_its_waits_say(name):
+    """The sizes it draws, each by brute force over the sets of positions of each step."""
+    plan, number = built("plan", name, *with_profile("plan", name)), 2000
+    law = random_law(4)
+    for steps in (1, 2, 3, 4):
+        found, counts = drawn(plan, number, 4, steps).unique(dim=0, return_counts=True)
+        kl = np.array([average_kl(law, tuple(sizes)) for sizes in found.tolist()])
+        mean = (kl @ counts.numpy()) / number
+        error = math.sqrt(((kl - mean) ** 2 @ counts.numpy()) / number**2)
+        expected = subset_curve(law).cost(plan.waits(4, steps, 4))
+        assert mean == pytest.approx(expected, abs=1e-12 + 4 * error)
+
+
+@every_plan
+@pytest.mark.parametrize("length", [4, 5])
+def test_expected_kl_is_the_enumerated_one(plan, length):
+    """Over all outcomes of the sizes, and over all sets of positions of each step."""
+    law = random_law(length)
     for steps in range(1, length + 1):
         listed = outcomes(plan, length, steps)
+        direct = sum(chance * average_kl(law, sizes) for chance, sizes in listed if chance)
+        cost = subset_curve(law).cost(plan.waits(length, steps, length))
+        assert cost == pytest.approx(direct, abs=1e-12)
+
+
+@every_plan
+def test_waits_are_averages_over_outcomes(plan):
+    curve = subset_curve(random_law(8))
+    for steps in range(1, 11):
+        listed = outcomes(plan, 8, steps)
         assert sum(chance for chance, _ in listed) == pytest.approx(1.0, abs=1e-12)
         direct = sum(chance * curve.expected_kl(sizes) for chance, sizes in listed)
-        assert curve.cost(plan.waits(length, steps, length)) == pytest.approx(direct, abs=1e-12)
+        assert curve.cost(plan.waits(8, steps, 8)) == pytest.approx(direct, abs=1e-12)
+        assert (direct < 1e-12) == (steps >= 8)
 
 
-def test_total_correlations_of_a_curve_are_those_of_the_law():
-    curve, law = random_curve(6)
-    entropy = exact.entropy(law).item()
-    ones = [exact.entropy(law.sum([j for j in range(6) if j != i])).item() for i in range(6)]
-    rest = [entropy - exact.entropy(law.sum([i])).item() for i in range(6)]
-    assert curve.total_correlation == pytest.approx(sum(ones) - entropy, abs=1e-12)
-    assert curve.dual_total_correlation == pytest.approx(entropy - sum(rest), abs=1e-12)
+@every_random
+def test_random_sizes_follow_their_law(plan):
+    number, length, steps = 8000, 7, 3
+    law: dict[tuple[int, ...], float] = {}
+    for chance, sizes in outcomes(plan, length, steps):
+        law[sizes] = law.get(sizes, 0.0) + chance
+    found, counts = drawn(plan, number, length, steps).unique(dim=0, return_counts=True)
+    seen = dict(zip(map(tuple, found.tolist()), counts.tolist(), strict=True))
+    assert set(seen) <= set(law)
+    chi2 = sum((seen.get(s, 0) - p * number) ** 2 / (p * number) for s, p in law.items() if p)
+    assert chi2 < len(law) + 4 * math.sqrt(2 * len(law))
+
+
+def test_steps_of_minimax_plans_begin_as_often_as_asked():
+    number, length, steps = 20_000, 24, 6
+    for against in AGAINST:
+        begins = drawn(Minimax(against), number, length, steps).cumsum(-1)[:, :-1]
+        found = torch.bincount(begins.flatten(), minlength=length)[1:] / number
+        asked = torch.from_numpy(minimax_boundaries(length, steps, against).chance)
+        spread = (asked * (1 - asked) / number).sqrt()
+        assert ((found - asked).abs() <= 4 * spread + 1e-9).all()
 
 
 def test_a_checksum_is_lost_whole_by_every_fixed_plan_and_to_a_share_by_the_adaptive_one():
@@ -108,154 +111,205 @@ def test_a_checksum_is_lost_whole_by_every_fixed_plan_and_to_a_share_by_the_adap
             assert curve.cost(plan.waits(length, steps, length)) == pytest.approx(log_v)
     share = minimax_boundaries(length, 8, "tc").constant
     assert curve.cost(Minimax("tc").waits(length, 8, length)) == pytest.approx(share * log_v)
-    assert curve.cost(Equaliser().waits(length, 8, length)) == pytest.approx(
-        Equaliser().share(length, 8) * log_v
-    )
+    share = Equaliser().share(length, 8)
+    assert curve.cost(Equaliser().waits(length, 8, length)) == pytest.approx(share * log_v)
 
 
 def test_a_repeated_token_is_the_mirror_of_a_checksum():
+    """What s positions lose when drawn together at first: s - 1 times the entropy."""
     length, log_v = 64, math.log(5)
     curve = InformationCurve((0.0, *[log_v] * (length - 1)))
-    assert curve.dual_total_correlation == pytest.approx(log_v)
-    for plan in (Even(), Balanced()):
-        assert curve.cost(plan.waits(length, 8, length)) > 0.9 * log_v
-    found = curve.cost(Minimax("dtc").waits(length, 8, length))
-    assert found <= minimax_boundaries(length, 8, "dtc").constant * log_v + 1e-9
+    assert curve.cost(Even().waits(length, 8, length)) == pytest.approx(7 * log_v)
+    assert curve.cost(Balanced().waits(length, 8, length)) == pytest.approx(4 * log_v)
+    assert curve.cost(Increasing().waits(length, 8, length)) == 0
+    share = minimax_boundaries(length, 8, "dtc").constant
+    assert curve.cost(Minimax("dtc").waits(length, 8, length)) <= share * log_v + 1e-9
 
 
-@pytest.mark.parametrize(("length", "steps"), CONSTANTS)
-@pytest.mark.parametrize("against", ["tc", "dtc", "both"])
-def test_minimax_plans_meet_their_guarantee(length, steps, against):
-    constant = minimax_boundaries(length, steps, against).constant
-    waits = Minimax(against).waits(length, steps, length)[1:]
-    assert (waits <= constant * weights(length, against) * (1 + 1e-9) + 1e-9).all()
-    expected = CONSTANTS[length, steps][["tc", "dtc", "both"].index(against)]
-    assert constant == pytest.approx(expected, abs=5e-5)
-    assert 2 * constant * steps == pytest.approx(
-        math.log(1 + 2 * constant * length), rel=0.25 if against != "both" else 2.0
-    )
+def test_pairs_lose_what_pairs_drawn_together_lose():
+    """Two positions of one step are partners with probability 1 / (L - 1)."""
+    length, log_v = 10, math.log(3)
+    curve = InformationCurve(tuple(log_v * j / (length - 1) for j in range(length)))
+    for plan in DETERMINISTIC:
+        for steps in range(1, length + 1):
+            ((_, sizes),) = outcomes(plan, length, steps)
+            together = sum(math.comb(s, 2) for s in sizes) / (length - 1)
+            cost = curve.cost(plan.waits(length, steps, length))
+            assert cost == pytest.approx(together * log_v, abs=1e-12)
 
 
-def test_no_plan_that_was_tried_has_a_better_worst_case():
+@pytest.mark.parametrize(("length", "steps"), [(64, 8), (100, 41), (256, 32)])
+def test_no_plan_that_was_tried_has_a_better_worst_case(length, steps):
     """The largest E R_l / w_l of each plan is at least that of the minimax one."""
-    for against in ("tc", "dtc", "both"):
-        best = minimax_boundaries(64, 8, against).constant
-        w = weights(64, against)
+    for against in AGAINST:
+        best = minimax_boundaries(length, steps, against).constant
         for plan in PLANS:
-            assert (plan.waits(64, 8, 64)[1:] / w).max() >= best - 1e-9
+            ratio = plan.waits(length, steps, length)[1:] / weights(length, against)
+            assert ratio.max() >= best - 1e-9
 
 
-@pytest.mark.parametrize(("length", "steps"), [(6, 2), (7, 3), (8, 5)])
-def test_the_equaliser_loses_the_same_share_everywhere(length, steps):
-    listed = outcomes(Equaliser(), length, steps)
-    waits = sum(chance * waits_of(np.asarray(sizes), length) for chance, sizes in listed)
-    share = waits[1:] / np.arange(length - 1, 0, -1)
-    assert np.allclose(share, Equaliser().share(length, steps), atol=1e-12)
-    assert share[0] >= minimax_boundaries(length, steps, "tc").constant
+def test_steps_of_balanced_plans_begin_everywhere_alike():
+    for length, steps in ((9, 3), (12, 5), (64, 10)):
+        begins = np.zeros(length)
+        for chance, sizes in outcomes(Balanced(), length, steps):
+            begins[np.cumsum(sizes)[:-1]] += chance
+        assert begins[1:] == pytest.approx((steps - 1) / (length - 1))
 
 
-def test_systematic_sampling_has_the_asked_probabilities():
-    chance = minimax_boundaries(40, 7, "dtc").chance
-    table = systematic(chance, 7)
-    begins = np.zeros(39)
-    for share, sizes in zip(*table, strict=True):
-        begins[np.cumsum(sizes)[:-1] - 1] += share
-    assert np.allclose(begins, chance, atol=1e-9)
+def test_deterministic_sizes():
+    """By hand: rounded shares, the cosine, and fixed shares of what is left."""
+    made = {
+        Even(): [3, 2, 3, 2, 3],
+        FirstHitting(): [3, 2, 3, 2, 3],
+        Cosine(): [1, 1, 3, 4, 4],
+        Decreasing(): [6, 3, 2, 1, 1],
+        Increasing(): [1, 1, 2, 3, 6],
+    }
+    for plan, sizes in made.items():
+        assert drawn(plan, 1, 13, 5).tolist() == [sizes]
 
 
-@pytest.mark.parametrize(("length", "steps"), [(256, 16), (100, 33), (5, 4), (1024, 128)])
-def test_even_boundaries_of_whole_sums_make_no_step_too_many(length, steps):
-    chance, sizes = Balanced().table(length, steps, length)
-    assert chance.sum() == pytest.approx(1.0)
-    assert (sizes.sum(1) == length).all()
-    most = -(-(length - 1) // (steps - 1))
-    assert sizes.min() >= 1
-    assert sizes.max() <= most
-    assert (sizes[:, 1:-1] >= most - 1).all()
+@pytest.mark.parametrize(("length", "steps"), [(13, 5), (64, 8), (256, 32), (100, 90)])
+def test_shares_of_what_is_left_are_the_smallest_that_end_in_time(length, steps):
+    """Between those of the last zeta of a fine list that does and the first that does not."""
 
+    def opened(zeta):
+        done = [0]
+        while done[-1] < length:
+            done.append(done[-1] + max(1, math.floor((length - done[-1]) / zeta)))
+        return done[1:]
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
-def test_optimal_sizes_are_the_best_of_all(steps):
-    length = 8
-    for seed in range(4):
-        curve, _ = random_curve(length, seed)
-        every = [
-            sizes for sizes in product(range(1, length + 1), repeat=steps) if sum(sizes) == length
-        ]
-        best = min(curve.increasing().expected_kl(sizes) for sizes in every)
-        found = curve.increasing().expected_kl(curve.optimal_sizes(steps))
-        assert found == pytest.approx(best, abs=1e-12)
-
-
-def test_a_profile_plan_follows_its_curve_and_the_prompt(tmp_path):
-    """All information at one step: a boundary there is all that matters."""
-    values = (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
-    InformationCurve(values, (0.1,) * 6).save(tmp_path / "p.json", split="validation")
-    plan = FromProfile(str(tmp_path / "p.json"))
-    hidden = torch.tensor([6, 4, 0])
-    sizes = plan.sizes(hidden, 2, key=Key(0, torch.arange(3)), total=6)
-    assert sizes.tolist() == [[3, 3], [1, 3], [0, 0]]
-    assert json.loads((tmp_path / "p.json").read_text())["split"] == "validation"
-    longer = plan.sizes(torch.tensor([60]), 2, key=Key(0, torch.arange(1)), total=60)
-    assert 24 <= longer[0, 0] <= 36
-
-
-def test_estimates_that_fall_are_made_to_rise():
-    curve = InformationCurve((0.0, 0.3, 0.1, 0.4), (0.1, 0.1, 0.1, 0.1)).increasing()
-    assert curve.values == pytest.approx((0.0, 0.2, 0.2, 0.4))
-    surer = InformationCurve((0.0, 0.3, 0.1, 0.4), (0.1, 0.01, 0.1, 0.1)).increasing()
-    assert surer.values[1] == pytest.approx(0.298, abs=1e-3)
+    zetas = np.geomspace(1, length, 1500).tolist()
+    first = next(i for i, zeta in enumerate(zetas) if len(opened(zeta)) > steps)
+    falling, rising = (drawn(plan, 1, length, steps)[0] for plan in (Decreasing(), Increasing()))
+    kept = falling[falling > 0]
+    assert rising.tolist() == [*kept.flip(0).tolist(), *[0] * (steps - len(kept))]
+    done = kept.cumsum(0).tolist()
+    late, early = opened(zetas[first]), opened(zetas[first - 1])
+    assert all(a <= b for a, b in zip(late, done, strict=False))
+    assert all(a <= b for a, b in zip(done, early, strict=False))
+    for plan, against in ((Decreasing(), "tc"), (Increasing(), "dtc")):
+        ratio = plan.waits(length, steps, length)[1:] / weights(length, against)
+        assert ratio.max() <= 1 / (zetas[first - 1] - 1)
 
 
 @given(
     hidden=st.lists(st.integers(0, 12), min_size=1, max_size=4),
     steps=st.integers(1, 14),
     which=st.integers(0, len(PLANS) - 1),
+    seed=st.integers(0, 99),
 )
-def test_sizes_sum_to_what_is_hidden(hidden, steps, which):
-    counts = torch.tensor(hidden)
-    sizes = PLANS[which].sizes(counts, steps, key=Key(0, torch.arange(len(hidden))), total=12)
+def test_sizes_sum_to_what_is_hidden(hidden, steps, which, seed):
+    """With and without a prompt; a row alone is that row in a batch, whatever the others are."""
+    counts, plan = torch.tensor(hidden), PLANS[which]
+    key = Key(seed, torch.arange(5, 5 + len(hidden)))
+    sizes = plan.sizes(counts, steps, key=key, total=12)
+    assert sizes.shape == (len(hidden), steps)
+    assert sizes.dtype == torch.int64
     assert torch.equal(sizes.sum(-1), counts)
     assert (sizes >= 0).all()
     assert (sizes[counts <= steps] <= 1).all()
+    if not isinstance(plan, Decreasing | Increasing):  # their shares may end early
+        assert (sizes[counts >= steps] >= 1).all()
+    levels = plan.levels(sizes, key=key)
+    assert levels.dtype == torch.float64
+    assert ((levels >= 0) & (levels <= 1)).all()
+    assert (levels.diff(dim=-1) >= 0).all()
+    last = torch.tensor([len(hidden) - 1])
+    alone = plan.sizes(counts[last], steps, key=key[last], total=12)
+    assert torch.equal(alone, sizes[last])
+    assert torch.equal(plan.levels(alone, key=key[last]), levels[last])
 
 
-@pytest.mark.parametrize("plan", [Minimax("tc"), Balanced(), Equaliser()], ids=repr)
-def test_random_sizes_follow_their_law(plan):
-    number, length, steps = 8000, 6, 3
-    sizes = plan.sizes(
-        torch.full((number,), length), steps, key=Key(0, torch.arange(number)), total=length
+@every_random
+def test_sequences_draw_on_their_own(plan):
+    sizes = drawn(plan, 64, 30, 5)
+    assert len(sizes.unique(dim=0)) > 8
+    other = plan.sizes(torch.full((64,), 30), 5, key=Key(1, torch.arange(64)), total=30)
+    assert not torch.equal(sizes, other)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_openings_are_binomial_above_every_level(size):
+    """Of the time at which each sequence opens its positions: chi-square of the counts."""
+    number, hidden = 6000, 6
+    sizes = torch.full((number, hidden // size), size)
+    levels = FirstHitting().levels(sizes, key=keys(number))
+    for level in (0.2, 0.5, 0.8):
+        done = ((levels <= level).sum(-1) * size).bincount(minlength=hidden + 1)[::size]
+        law = [
+            math.comb(hidden, k) * level**k * (1 - level) ** (hidden - k) for k in range(hidden + 1)
+        ]
+        expected = torch.tensor([sum(law[k : k + size]) for k in range(0, hidden + 1, size)])
+        chi2 = ((done - expected * number) ** 2 / (expected * number)).sum().item()
+        freedom = len(expected) - 1
+        assert chi2 < freedom + 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("size", "place"), [(1, 0), (1, 4), (2, 0), (4, 0)])
+def test_times_of_openings_are_exactly_beta(size, place):
+    """Kolmogorov-Smirnov against the law of an order statistic of uniforms."""
+    number, hidden = 6000, 8
+    sizes = torch.full((number, hidden // size), size)
+    times = FirstHitting().levels(sizes, key=keys(number))[:, place].sort().values.numpy()
+    rank = (place + 1) * size  # at most `level` where at least so many of 8 uniforms are
+    cdf = sum(
+        math.comb(hidden, k) * times**k * (1 - times) ** (hidden - k)
+        for k in range(rank, hidden + 1)
     )
-    law: dict[tuple[int, ...], float] = {}
-    for chance, each in outcomes(plan, length, steps):
-        law[tuple(each)] = law.get(tuple(each), 0.0) + chance
-    found: dict[tuple[int, ...], int] = {}
-    for row in sizes.tolist():
-        found[tuple(row)] = found.get(tuple(row), 0) + 1
-    assert set(found) <= set(law)
-    chi2 = sum(
-        (found.get(k, 0) - p * number) ** 2 / (p * number) for k, p in law.items() if p > 1e-9
-    )
-    assert chi2 < len(law) + 5 * math.sqrt(2 * len(law))
+    empirical = (np.arange(number) + 0.5) / number
+    assert np.abs(cdf - empirical).max() < 1.63 / math.sqrt(number)  # 1 in 100
 
 
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda: InformationCurve(()), "begins with 0"),
-        (lambda: InformationCurve((0.1, 0.2)), "begins with 0"),
-        (lambda: InformationCurve((0.0, 1.0), (0.1,)), "as many standard errors"),
-        (lambda: InformationCurve((0.0, 1.0)).expected_kl((1, 2)), "must sum to 2"),
-        (lambda: InformationCurve((0.0, 1.0)).tail(2), "leave nothing"),
-        (lambda: InformationCurve.load("no/such/file.json"), "cannot read the profile"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(make, sentence):
-    with pytest.raises(UserError, match=sentence):
-        make()
+def test_levels_of_other_plans_are_the_share_that_is_open():
+    sizes = torch.tensor([[1, 2, 1], [0, 0, 0], [1, 1, 0]])
+    expected = torch.tensor([[0, 0.25, 0.75], [0, 0, 0], [0, 0.5, 1]])
+    assert torch.equal(Even().levels(sizes, key=keys(3)), expected.double())
 
 
-def test_another_file_is_no_profile(tmp_path):
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UserError, match="holds no information curve"):
-        InformationCurve.load(tmp_path / "x.json")
+@pytest.fixture
+def profile(tmp_path):
+    """Writes a curve, gives the plan that reads it."""
+
+    def write(values, stderr=None):
+        InformationCurve(values, stderr).save(tmp_path / "p.json")
+        return FromProfile(str(tmp_path / "p.json"))
+
+    return write
+
+
+def test_a_profile_plan_follows_its_curve_and_the_prompt(profile):
+    """All information at one step: a boundary there is all that matters."""
+    plan = profile((0.0, 0.0, 0.0, 1.0, 1.0, 1.0))
+    hidden = torch.tensor([6, 4, 0, 2, 1])
+    sizes = plan.sizes(hidden, 2, key=keys(5), total=6)
+    assert sizes[:3].tolist() == [[3, 3], [1, 3], [0, 0]]
+    assert sizes[3:].tolist() == [[1, 1], [1, 0]]
+    assert 24 <= drawn(plan, 1, 60, 2)[0, 0] <= 36
+
+
+@pytest.mark.parametrize("known", [0, 2, 5])
+def test_a_profile_plan_is_the_best_of_all_plans_on_its_own_curve(profile, known):
+    curve = subset_curve(random_law(9))
+    plan, hidden = profile(curve.values), 9 - known
+    for steps in range(1, 10):
+        best = curve.tail(known).cost(plan.waits(hidden, steps, 9))
+        for other in PLANS:
+            assert best <= curve.tail(known).cost(other.waits(hidden, steps, 9)) + 1e-12
+
+
+def test_a_profile_plan_trusts_sure_values_more(profile):
+    """The projection is that of the whole curve with its errors, also after a prompt."""
+    values, errors = (0.0, 0.0, 0.9, 0.1, 0.9, 1.0), (0.0, 0.01, 1.0, 0.01, 0.01, 0.01)
+    plan, equal = profile(values, errors), InformationCurve(values)
+    assert InformationCurve(values, errors).optimal_sizes(2, known=1) == (3, 2)
+    assert equal.optimal_sizes(2, known=1) != (3, 2)
+    assert plan.sizes(torch.tensor([5]), 2, key=keys(1), total=6).tolist() == [[3, 2]]
+
+
+def test_sizes_grow_towards_the_end_where_dtc_is_bounded_and_fall_where_tc_is():
+    mean = {
+        against: drawn(Minimax(against), 2000, 64, 8).double().mean(0) for against in ("tc", "dtc")
+    }
+    assert all(a > b for a, b in pairwise(mean["tc"].tolist()[1:]))
+    assert all(a < b for a, b in pairwise(mean["dtc"].tolist()[:-1]))
