@@ -28,7 +28,8 @@ import numpy as np
 
 Against = Literal["tc", "dtc", "both"]
 _WIDTH = 1e-14  # of the interval that holds c, relative
-_ROUNDING = 1e-11  # of a sum of thousands of probabilities
+_TICKS = 2.0**46  # a certainty is so many: sums up to 2^17 fit into int64
+_ROUNDING = 1e-12  # of a sum of probabilities
 
 
 class Boundaries(NamedTuple):
@@ -83,8 +84,9 @@ def _boundaries(w: Sequence[float], c: float) -> list[float]:
     """pi_l from l = L down to 2, such that sum_j (1 - pi_l - ...)_+ = c w_l, clipped to [0, 1].
 
     With m terms the sum is m (1 - pi_l - near) + far, near = sum_{i <= m} pi_{l+i} and far = sum_{i
-    <= m} i pi_{l+i}; m is the first with far >= c w_l. From one l to the next the end of that
-    window hardly moves, so all of it costs O(L).
+    <= m} i pi_{l+i}; m is the first with far >= c w_l. The end of that window only moves down, so
+    all of it costs O(L): where far >= c w_l, near + pi_l is at least 1, so that far then grows by
+    more than c w_l does if c <= 1; and if c > 1, nothing begins where w grows towards lower l.
     """
     count = len(w)
     chance = [0.0] * (count + 1)  # one place past the last position
@@ -92,9 +94,6 @@ def _boundaries(w: Sequence[float], c: float) -> list[float]:
     for a in range(count - 1, -1, -1):
         far += near
         target = c * w[a]
-        while end < count and far < target:
-            end += 1
-            near, far = near + chance[end], far + (end - a) * chance[end]
         while end - a > 1 and far - (end - a) * chance[end] >= target:
             near, far = near - chance[end], far - (end - a) * chance[end]
             end -= 1
@@ -117,15 +116,13 @@ def systematic(chance: np.ndarray, steps: int) -> Outcomes:
     `steps` steps if the probabilities sum to steps - 1.
     """
     length = len(chance) + 1
-    reach = np.append(0.0, np.cumsum(chance, dtype=np.longdouble).astype(np.float64))
-    reach = np.minimum(reach * ((steps - 1) / reach[-1]), steps - 1)
-    nearest = np.round(reach)  # sums that are whole up to rounding are whole
-    reach = np.where(np.abs(reach - nearest) < _ROUNDING, nearest, reach)
+    ticks = np.rint(chance * _TICKS).astype(np.int64).cumsum()  # sums without rounding
+    reach = np.append(0.0, np.minimum(ticks / (ticks[-1] / (steps - 1)), steps - 1))
     breaks = np.unique(np.concatenate([[0.0, 1.0], 1 - reach % 1]))
     widths = np.diff(breaks)
-    kept = widths > _ROUNDING
+    kept = widths > _ROUNDING  # sums that are equal up to rounding, or whole, part nothing
     middle = (breaks[:-1] + widths / 2)[kept]
     level = np.floor(middle[:, None] + reach)
     begins = np.nonzero(np.diff(level, axis=1))[1].reshape(len(middle), steps - 1) + 1
     sizes = np.diff(begins, axis=1, prepend=0, append=length)
-    return Outcomes(widths[kept], sizes)
+    return Outcomes(widths[kept] / widths[kept].sum(), sizes)

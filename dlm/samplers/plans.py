@@ -164,16 +164,13 @@ class FirstHitting(TabledPlan):
         return _certain(_even(hidden, steps), steps)
 
     def levels(self, sizes: Tensor, *, key: Key) -> Tensor:
-        """1 - A at the last opening of each step."""
-        hidden = sizes.sum(-1)
-        most = int(hidden.max()) if len(hidden) else 0
-        if most == 0:
-            return torch.ones(sizes.shape, dtype=torch.float64, device=sizes.device)
+        """1 - A at the last opening of each step, 0 where nothing has opened."""
+        hidden = sizes.sum(-1, keepdim=True)
+        most = max(1, int(hidden.max())) if len(hidden) else 1
         u = 1 - key.fold("times").uniform(most)  # in (0, 1]
-        left = (hidden[:, None] - torch.arange(most, device=sizes.device)).clamp(min=1)
-        log_noise = (u.log() / left).cumsum(-1)
-        last = (sizes.cumsum(-1) - 1).clamp(min=0, max=most - 1)
-        return -torch.expm1(log_noise.gather(-1, last))
+        left = (hidden - torch.arange(most, device=sizes.device)).clamp(min=1)
+        log_noise = torch.nn.functional.pad((u.log() / left).cumsum(-1), (1, 0))
+        return -torch.expm1(log_noise.gather(-1, sizes.cumsum(-1)))
 
 
 @final

@@ -19,7 +19,7 @@ CONSTANTS = {
     (1024, 32): (0.0789, 0.0858, 0.1620),
     (1024, 128): (0.0133, 0.0135, 0.0267),
 }
-SMALL = [(3, 2), (6, 3), (8, 3), (10, 4), (16, 5), (33, 7)]
+SMALL = [(3, 2), (6, 3), (9, 2), (8, 3), (10, 4), (16, 5), (33, 7)]
 every_against = pytest.mark.parametrize("against", AGAINST)
 every_size = pytest.mark.parametrize(("length", "steps"), [*SMALL, *CONSTANTS])
 
@@ -111,6 +111,7 @@ def test_systematic_sampling_has_the_asked_probabilities(length, steps, against)
         (100, 33),
         (1024, 128),
         (901, 301),
+        (4096, 1366),
     ],
 )
 def test_even_boundaries_of_whole_sums_make_no_step_too_many(length, steps):
@@ -127,7 +128,8 @@ def test_even_boundaries_of_whole_sums_make_no_step_too_many(length, steps):
 @pytest.mark.parametrize(("length", "steps"), [(4, 2), (6, 2), (7, 3), (8, 5), (9, 4)])
 def test_the_equaliser_loses_the_same_share_everywhere(length, steps):
     listed = outcomes(Equaliser(), length, steps)
-    waits = sum(chance * waits_of(np.asarray(sizes), length) for chance, sizes in listed)
+    chance, sizes = (np.array(column) for column in zip(*listed, strict=True))
+    waits = chance @ waits_of(sizes, length)
     share = waits[1:] / np.arange(length - 1, 0, -1)
     assert np.allclose(share, Equaliser().share(length, steps), atol=1e-12)
     best = minimax_boundaries(length, steps, "tc").constant

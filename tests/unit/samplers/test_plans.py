@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlm.random import Key
@@ -167,6 +167,7 @@ def test_deterministic_sizes():
     }
     for plan, sizes in made.items():
         assert drawn(plan, 1, 13, 5).tolist() == [sizes]
+    assert drawn(Cosine(), 1, 12, 8).tolist() == [[1, 1, 1, 1, 1, 2, 3, 2]]
 
 
 @pytest.mark.parametrize(("length", "steps"), [(13, 5), (64, 8), (256, 32), (100, 90)])
@@ -188,20 +189,24 @@ def test_shares_of_what_is_left_are_the_smallest_that_end_in_time(length, steps)
     late, early = opened(zetas[first]), opened(zetas[first - 1])
     assert all(a <= b for a, b in zip(late, done, strict=False))
     assert all(a <= b for a, b in zip(done, early, strict=False))
-    for plan, against in ((Decreasing(), "tc"), (Increasing(), "dtc")):
-        ratio = plan.waits(length, steps, length)[1:] / weights(length, against)
+    for plan, w in (
+        (Decreasing(), weights(length, "tc")),
+        (Increasing(), weights(length, "dtc")),
+    ):
+        ratio = plan.waits(length, steps, length)[1:] / w
         assert ratio.max() <= 1 / (zetas[first - 1] - 1)
 
 
+@every_plan
+@settings(max_examples=40)
 @given(
     hidden=st.lists(st.integers(0, 12), min_size=1, max_size=4),
     steps=st.integers(1, 14),
-    which=st.integers(0, len(PLANS) - 1),
     seed=st.integers(0, 99),
 )
-def test_sizes_sum_to_what_is_hidden(hidden, steps, which, seed):
+def test_sizes_sum_to_what_is_hidden(plan, hidden, steps, seed):
     """With and without a prompt; a row alone is that row in a batch, whatever the others are."""
-    counts, plan = torch.tensor(hidden), PLANS[which]
+    counts = torch.tensor(hidden)
     key = Key(seed, torch.arange(5, 5 + len(hidden)))
     sizes = plan.sizes(counts, steps, key=key, total=12)
     assert sizes.shape == (len(hidden), steps)
@@ -305,6 +310,9 @@ def test_a_profile_plan_trusts_sure_values_more(profile):
     assert InformationCurve(values, errors).optimal_sizes(2, known=1) == (3, 2)
     assert equal.optimal_sizes(2, known=1) != (3, 2)
     assert plan.sizes(torch.tensor([5]), 2, key=keys(1), total=6).tolist() == [[3, 2]]
+    longer = InformationCurve(values, errors).increasing().stretched(21).optimal_sizes(2)
+    assert tuple(drawn(plan, 1, 21, 2)[0].tolist()) == longer
+    assert equal.stretched(21).optimal_sizes(2) != longer
 
 
 def test_sizes_grow_towards_the_end_where_dtc_is_bounded_and_fall_where_tc_is():
