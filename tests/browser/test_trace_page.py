@@ -9,7 +9,8 @@ from dlm.evaluation.trace import Trace, write_trace
 from dlm.lab import Oracle
 from dlm.processes import State
 from dlm.random import Key
-from dlm.samplers import Ancestral, EvenGrid, GridSampler, Step
+from dlm.samplers import Cap, EvenGrid, Gibbs, GridSampler, ReMDM, Step
+from dlm.samplers.base import Prompt
 from tests import toys
 from tests.browser.chromium import Chromium, find_chromium
 
@@ -109,7 +110,7 @@ def content(page, name):
 
 def at(page):
     """Step and text that are shown."""
-    return int(re.match(r"step (\d+) of", content(page, "status"))[1]), page.evaluate(
+    return int(content(page, "status").split()[1]), page.evaluate(
         "Number(document.getElementById('row').value)"
     )
 
@@ -320,12 +321,48 @@ def test_thousands_of_tokens_and_hundreds_of_steps(browser, tmp_path):
     assert page.problems() == []
 
 
-def test_a_real_sampler(browser, tmp_path):
-    law, process = toys.correlated_law(length=3), toys.absorbing()
-    trace = Trace(process)
-    key = Key(0, torch.arange(2))
-    sampler = GridSampler(Ancestral(), EvenGrid(), steps=5)
-    samples = sampler(Oracle(law, process), (2, 3), key=key, on_step=trace)
+def expected(seen, row, frozen):
+    """By step: the classes of a row of a masked run, said again from its states alone."""
+    runs = [told.state.tokens[row].tolist() for told in seen]
+    symbols = toys.SYMBOLS  # also the number of the mask
+    for k, tokens in enumerate(runs):
+        before = runs[k - 1] if k else [symbols] * len(tokens)
+        names = []
+        for i, token in enumerate(tokens):
+            if frozen[row, i]:
+                name = "prompt"
+            elif token == symbols:
+                ever = any(earlier[i] != symbols for earlier in runs[:k])
+                name = "again" if ever else "noise"
+            elif before[i] == symbols:
+                name = "new"
+            else:
+                name = "kept" if token == before[i] else "changed"
+            stays = token in (symbols, runs[-1][i])
+            names.append(name if stays else f"{name} passing")
+        yield names
+
+
+def test_a_real_sampler_that_takes_tokens_back(browser, tmp_path):
+    """Each step of each row: text, classes and numbers are those of the states."""
+    batch, length, process = 3, 4, toys.absorbing()
+    frozen = torch.zeros(batch, length, dtype=torch.bool)
+    frozen[1, 2] = True
+    prompt = Prompt(torch.ones(batch, length, dtype=torch.int64), frozen)
+    trace, seen = Trace(process, frozen=frozen), []
+
+    def on_step(told):
+        seen.append(told)
+        trace(told)
+
+    sampler = GridSampler(ReMDM(Cap(0.5)), EvenGrid(), steps=14, corrector=Gibbs())
+    samples = sampler(
+        Oracle(toys.correlated_law(length=length), process),
+        (batch, length),
+        key=Key(0, torch.arange(batch)),
+        prompt=prompt,
+        on_step=on_step,
+    )
 
     class Letters:
         eos_id = -1
@@ -334,8 +371,24 @@ def test_a_real_sampler(browser, tmp_path):
             return "".join("abc"[token] for token in ids)
 
     write_trace(tmp_path / "real.html", [trace], Letters())
-    page = browser.open((tmp_path / "real.html").as_uri() + "#step=5&row=1")
-    assert "".join(texts(page)) == Letters().decode(samples.tokens[1].tolist())
-    said = f"network calls {int(samples.calls[1])} · noise 0 of 3 tokens"
-    assert content(page, "status").endswith(said)
+    page = browser.open((tmp_path / "real.html").as_uri())
+    assert seen[-1].state.tokens.equal(samples.tokens)
+    met = set()
+    for row in range(batch):
+        for k, names in enumerate(expected(seen, row, frozen)):
+            page.evaluate(f"location.hash = 'step={k + 1}&row={row}'")
+            page.wait(f"step === {k + 1} && row === {row}")
+            told, tokens = seen[k], seen[k].state.tokens[row].tolist()
+            assert classes(page) == names
+            assert texts(page) == ["abc"[t] if t < toys.SYMBOLS else "" for t in tokens]
+            words = [word for name in names for word in name.split()]
+            assert counts(page) == {name: words.count(name) for name in counts(page)}
+            assert content(page, "status") == (
+                f"step {k + 1} of {len(seen)} · {told.kind} · alpha {float(told.alpha[row]):.3g} · "
+                f"network calls {int(told.calls[row])} · "
+                f"noise {tokens.count(toys.SYMBOLS)} of {length} tokens"
+            )
+            met |= {*words, told.kind}
+    everything = {"prompt", "noise", "new", "changed", "again", "kept", "passing"}
+    assert met == everything | {"predict", "correct"}
     assert page.problems() == []
