@@ -102,16 +102,18 @@ class NoCorrector(Corrector):
 @final
 @dataclass(frozen=True)
 class Gibbs(Corrector):
-    """Draws some positions anew from their law given all the others, m = alpha loo + (1 - alpha)
-    pi.
+    """Draws some positions anew from their law given all the others.
+
+    That law is m = alpha loo + (1 - alpha) pi.
 
     Args:
         positions: how many a call; 1 with selection "random" is exact, more is faster and biased.
-        selection: "random"; or those where the model finds the token that is there least likely
-            ("lowest_probability"), is least sure of any token ("lowest_confidence"), or would most
-            like another ("lowest_margin"). Informed selection looks at the values: a heuristic.
-        temperature: of the selection; 0 takes the lowest, larger values choose at random with
-            probability ~ score^(1 / temperature), without replacement.
+        selection: "random"; or those of the largest score: -log m of the token that is there
+            ("lowest_probability"), -log m of the likeliest token ("lowest_confidence"), or log m of
+            the likeliest other token less that of the one that is there ("lowest_margin").
+            Informed selection looks at the values: a heuristic.
+        temperature: T of an informed selection; 0 takes the largest scores, above 0 a position is
+            drawn with probability ~ exp(score / T), without replacement.
 
     Raises:
         UserError: for positions < 1, a negative temperature, or informed selection for a process
