@@ -170,7 +170,7 @@ class Trace:
         if self._before is None:
             events[rows.given] = PROMPT
         events[~rows.text] = _NOTHING
-        self._shown |= (events == NEW) | (events == CHANGED)
+        self._shown |= events == NEW
         return events
 
     def rows(self) -> Iterator[dict[str, Any]]:
