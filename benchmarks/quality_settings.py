@@ -7,6 +7,7 @@ sets on disk are found by their setting, so none is drawn twice and none is take
 BUDGETS = (8, 16, 32, 64, 128, 256)
 GIBBS = "sampler=ancestral corrector=gibbs corrector.positions=8 sampler.correct_from=0.5"
 REVEAL = [
+    "sampler=auto",
     "sampler=ancestral",
     "sampler=ancestral grid=cosine",
     "sampler=tau_leaping",
@@ -33,6 +34,7 @@ SETTINGS = {
     "Absorbing": [*REVEAL, GIBBS],
     "LiftedUniform": [*REVEAL, "sampler=refreshed", GIBBS],
     "Hybrid": [
+        "sampler=auto",
         "sampler=ancestral",
         "sampler=ancestral grid=cosine",
         "sampler=euler",
@@ -43,6 +45,7 @@ SETTINGS = {
         GIBBS,
     ],
     "Uniform": [
+        "sampler=auto",
         "sampler=ancestral",
         "sampler=ancestral grid=cosine",
         "sampler=ancestral grid=geometric",

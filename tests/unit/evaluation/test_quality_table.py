@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dlm.cli.compose import compose
+from dlm.cli.help import default_choices, root_config
 from dlm.evaluation.judge import Scores
 from dlm.evaluation.quality import quality
 from dlm.spec import build
@@ -54,6 +55,13 @@ def test_every_setting_builds_and_suits_its_process():
             sampler = build(specs[line], trust=("dlm",))
             assert sampler.refusal(PROCESSES[process]) is None, (process, line)
             assert sampler.calls(256) <= 8
+
+
+def test_the_default_of_generate_is_measured_for_every_process():
+    chosen = default_choices(root_config("generate")["defaults"])
+    lists = settings()
+    assert set(lists) == set(PROCESSES)
+    assert all(f"sampler={chosen['sampler']}" in lines for lines in lists.values())
 
 
 def test_the_stages_count_every_sample(run, tmp_path, capsys):
