@@ -1,14 +1,15 @@
 """What a user gets who chooses nothing: for each kind of noise, what did best when measured.
 
-On the Austen models (docs/samplers.md), at equal calls from 16 on, no sampler at temperature 1 was
-judged better, or nearer to held-out text in its bigrams, than
+On the Austen models (docs/samplers.md), at equal calls and temperature 1:
 
     noise that shows itself (masks, lifted)   opening positions in the order of confidence drawn at
-                                              temperature 0.5, an even number a step
-    other noise (uniform, hybrid, a prior)    the ancestral step on even levels
+                                              temperature 0.5, an even number a step: no setting was
+                                              judged better beyond the intervals
+    other noise (uniform, hybrid)             the ancestral step on even levels: none without a
+                                              corrector was, at up to 128 calls
 
-The order of confidence does not draw from the law of the model, a random one does
-(`sampler=reveal`).
+Other priors were not measured and get what uniform noise gets. The order of confidence does not
+draw from the law of the model, a random one does (`sampler=reveal`).
 """
 
 from __future__ import annotations
