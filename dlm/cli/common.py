@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -19,7 +19,7 @@ from dlm.cli.arguments import split_arguments
 from dlm.cli.compose import Config, compose
 from dlm.errors import UserError
 from dlm.files import replace_text
-from dlm.spec import build, construct
+from dlm.spec import construct
 
 Request = TypeVar("Request")
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # as torchrun, Slurm and Lightning set them
@@ -94,13 +94,6 @@ def progress_bar(label: str, tokens: float) -> Iterator[Callable[[float], None]]
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0:,.0f} tokens/s")
-
-
-def saved_source(data: Mapping[str, Any] | None, saved: Mapping[str, Any], trust: Sequence[str]):
-    """The documents that a command names, or else those that a checkpoint was trained on."""
-    if data is not None:
-        return build(data, trust=("dlm", *trust), path="data")
-    return build(saved, trust=trust, path="data")
 
 
 def as_text(value: Any) -> Any:

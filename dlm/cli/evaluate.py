@@ -14,24 +14,22 @@ from typing import Any, Literal, final
 
 from rich.table import Table
 
-from dlm.checkpoint import load, weights_hash
+from dlm.checkpoint import weights_hash
 from dlm.cli.common import (
     as_text,
     compose_arguments,
     number,
-    pick_device,
     progress_bar,
     request,
-    saved_source,
     say,
     screen,
     table,
     write_text,
 )
-from dlm.data import Batch, Blocks, batches, prepare
+from dlm.cli.saved import Saved
+from dlm.data import Batch, Blocks, batches
 from dlm.errors import UserError
 from dlm.evaluation import Bound, Likelihood, default_draws, evaluate
-from dlm.spec import build
 
 
 @final
@@ -66,15 +64,10 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("evaluate", arguments).plain()
     keys = request(EvaluateRequest, {**config, "precision": as_text(config["precision"])})
-    device = pick_device(keys.device)
-    loaded = load(keys.checkpoint, trust=keys.trust)
-    loaded.denoiser.to(device)
-    meta = loaded.meta
-    source = saved_source(keys.data, meta["data"], keys.trust)
-    packing = build(meta["packing"], trust=keys.trust, path="packing")
-    classes = meta.get("classes", [])
-    labels = classes if keys.condition == "labels" else None
-    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"], classes=labels)
+    saved = Saved.of(keys)
+    denoiser, meta = saved.loaded.denoiser, saved.loaded.meta
+    labels = saved.classes if keys.condition == "labels" else None
+    blocks = saved.blocks(labels)
     if labels and blocks[0].condition < 0:
         raise UserError(
             "the data has no classes to give to the model; name their field by data.label=FIELD, "
@@ -83,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
     draws = meta["draws"] if keys.draws is None else keys.draws
     draws = default_draws(len(blocks)) if draws is None else draws
     likelihood = evaluate(
-        loaded.denoiser,
+        denoiser,
         _with_progress(blocks, keys, draws * (1 if keys.steps is None else 2)),
         num_bytes=blocks.num_bytes,
         num_sequences=len(blocks),
@@ -91,7 +84,7 @@ def run(arguments: Sequence[str]) -> None:
         seed=meta["validation_seed"] if keys.seed is None else keys.seed,
         steps=keys.steps,
         bound=keys.bound,
-        precision=meta["precision"] if keys.precision is None else keys.precision,
+        precision=saved.precision,
     )
     console = screen()
     console.print(likelihood_table(f"{keys.checkpoint}, {keys.split} split", likelihood))
@@ -99,9 +92,9 @@ def run(arguments: Sequence[str]) -> None:
         record = {
             **likelihood.json(),
             "split": keys.split,
-            "data": meta["data"] if keys.data is None else keys.data,
-            "checkpoint": weights_hash(loaded.denoiser),
-            "condition": keys.condition if classes else None,
+            "data": saved.data,
+            "checkpoint": weights_hash(denoiser),
+            "condition": keys.condition if saved.classes else None,
         }
         write_text(keys.output, json.dumps(record, indent=2, allow_nan=False) + "\n")
         say(console, f"wrote {keys.output}")

@@ -15,25 +15,22 @@ from typing import Any, final
 import yaml
 from rich.table import Table
 
-from dlm.checkpoint import load
 from dlm.cli.common import (
     as_text,
     compose_arguments,
     number,
-    pick_device,
     progress_bar,
     request,
-    saved_source,
     say,
     screen,
     table,
     write_text,
 )
-from dlm.data import Batch, Blocks, batches, prepare
+from dlm.cli.saved import Saved
+from dlm.data import Batch, Blocks, batches
 from dlm.errors import UserError
 from dlm.evaluation.profile import Profile, measure_profile
 from dlm.schedules import Piecewise, Schedule
-from dlm.spec import build
 
 
 @final
@@ -73,25 +70,19 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("fit", arguments).plain()
     keys = request(FitRequest, {**config, "precision": as_text(config["precision"])})
-    device = pick_device(keys.device)
-    loaded = load(keys.checkpoint, trust=keys.trust)
-    loaded.denoiser.to(device)
-    meta = loaded.meta
-    source = saved_source(keys.data, meta["data"], keys.trust)
-    packing = build(meta["packing"], trust=keys.trust, path="packing")
-    classes = meta.get("classes", [])  # the ids of the model, which a split alone may not show
-    blocks = prepare(source, keys.split, loaded.tokenizer, packing, meta["length"], classes=classes)
+    saved = Saved.of(keys)
+    blocks, denoiser = saved.blocks(saved.classes), saved.loaded.denoiser
     stride = max(1, round(len(blocks) / keys.draws))  # evenly over the split
     each = max(1, round(keys.draws / max(1, len(blocks))))
     profile = measure_profile(
-        loaded.denoiser,
+        denoiser,
         _with_progress(blocks, keys.batch_size, stride, each),
         bins=keys.bins,
         draws=each,
         seed=keys.seed,
-        precision=meta["precision"] if keys.precision is None else keys.precision,
+        precision=saved.precision,
     )
-    schedule = loaded.denoiser.process.schedule
+    schedule = denoiser.process.schedule
     fitted = profile.flat_schedule()
     console = screen()
     console.print(_levels(profile))

@@ -16,21 +16,20 @@ from typing import Any, final
 
 import torch
 
-from dlm.checkpoint import Loaded, load, weights_hash
+from dlm.checkpoint import weights_hash
 from dlm.cli import profile_figures as figures
 from dlm.cli import profile_report as report
 from dlm.cli.common import (
     as_text,
     compose_arguments,
-    pick_device,
     progress_bar,
     request,
-    saved_source,
     say,
     screen,
     write_text,
 )
-from dlm.data import Batch, collate, prepare
+from dlm.cli.saved import Saved
+from dlm.data import Batch, collate
 from dlm.errors import UserError
 from dlm.evaluation.dependence import full_rows, known_counts, measure_dependence
 from dlm.evaluation.gradients import measure_gradients
@@ -39,7 +38,6 @@ from dlm.evaluation.profile import measure_profile
 from dlm.evaluation.sensitivity import NOISE_LEVELS, measure_sensitivity, probe_refusal
 from dlm.evaluation.step_costs import candidate_levels, measure_step_costs
 from dlm.processes import Process
-from dlm.spec import build
 
 RESAMPLED = 400  # sets of sequences drawn with replacement, for the intervals
 PROBED = 2  # positions of a sequence and level, in the sensitivity probe
@@ -92,13 +90,11 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("profile", arguments).plain()
     keys = request(ProfileRequest, {**config, "precision": as_text(config["precision"])})
-    device = pick_device(keys.device)
-    loaded = load(keys.checkpoint, trust=keys.trust)
-    loaded.denoiser.to(device)
-    process = loaded.denoiser.process
+    saved = Saved.of(keys)
+    process = saved.loaded.denoiser.process
     if keys.probe and (refusal := probe_refusal(process)) is not None:
         raise UserError(refusal)
-    run = _Profile(keys, loaded, device)
+    run = _Profile(keys, saved)
     content: dict[str, Any] = {}
     curve = run.plans(content) if process.reveals else None
     if not _masks(process):
@@ -114,24 +110,18 @@ def run(arguments: Sequence[str]) -> None:
 class _Profile:
     """One request: the text and the model, what is measured and what is shown of it."""
 
-    def __init__(self, keys: ProfileRequest, loaded: Loaded, device: torch.device) -> None:
-        self.keys, self.denoiser, meta = keys, loaded.denoiser, loaded.meta
-        self.length = meta["length"] if keys.length is None else keys.length
-        if self.length > meta["length"]:
+    def __init__(self, keys: ProfileRequest, saved: Saved) -> None:
+        self.keys, self.denoiser, self.data = keys, saved.loaded.denoiser, saved.data
+        context = saved.loaded.meta["length"]
+        self.length = context if keys.length is None else keys.length
+        if self.length > context:
             raise UserError(
-                f"length must be at most {meta['length']}, the context of the model, got "
-                f"{self.length}"
+                f"length must be at most {context}, the context of the model, got {self.length}"
             )
-        self.precision = meta["precision"] if keys.precision is None else keys.precision
-        self.data = meta["data"] if keys.data is None else keys.data
-        source = saved_source(keys.data, meta["data"], keys.trust)
-        packing = build(meta["packing"], trust=keys.trust, path="packing")
-        classes = meta.get("classes", [])  # the ids of the model, which a split may not show
-        tokenizer, context = loaded.tokenizer, meta["length"]
-        self.blocks = prepare(source, keys.split, tokenizer, packing, context, classes=classes)
+        self.blocks = saved.blocks(saved.classes)
         self.budget = min(keys.budget, self.length)
-        self.shared = {"seed": keys.seed, "precision": self.precision}
-        self.device = device
+        self.shared = {"seed": keys.seed, "precision": saved.precision}
+        self.device = saved.device
         self.console = screen()
         self.images: list[tuple[str, Any]] = []
 
