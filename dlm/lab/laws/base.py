@@ -182,7 +182,12 @@ def point_evidence(tokens: Tensor, symbols: int) -> Tensor:
 
 
 def sampled_entropy(law: Law, samples: int, seed: int) -> Estimate:
-    """Mean of -log p(x) over draws."""
+    """Mean of -log p(x) over draws.
+
+    Raises:
+        UserError: for fewer than two.
+    """
+    _check_samples(samples)
     key = Key(seed, torch.arange(samples)).fold("entropy")
     nats = -law.log_prob(law.sample(samples, key=key))
     return Estimate(nats.mean().item(), (nats.std() / samples**0.5).item())
@@ -192,7 +197,11 @@ def sampled_curve(law: Law, samples: int, seed: int) -> InformationCurve:
     """Z_j as the mean of KL(p(X_i | x_S) || p(X_i)) over draws x, sets S and all i outside.
 
     The sets of one draw are the beginnings of one random order, so `samples` * L posteriors.
+
+    Raises:
+        UserError: for fewer than two draws.
     """
+    _check_samples(samples)
     key = Key(seed, torch.arange(samples)).fold("curve")
     tokens = law.sample(samples, key=key)
     rank = key.fold("order").uniform(law.length).argsort(-1).argsort(-1)
@@ -210,6 +219,11 @@ def sampled_curve(law: Law, samples: int, seed: int) -> InformationCurve:
     rows[:, 0] = 0.0
     stderr = rows.std(0) / samples**0.5
     return InformationCurve(tuple(rows.mean(0).tolist()), tuple(stderr.tolist()))
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 2:
+        raise UserError(f"an estimate and its error need at least 2 samples, got {samples}")
 
 
 def _nothing_known(count: int, law: Law) -> Tensor:

@@ -106,8 +106,8 @@ class Blocks(Law):
         """Each block on its own."""
         widths = [law.draws * count for law, count in self.groups]
         parts = [
-            law.from_uniforms(part.reshape(-1, law.draws)).reshape(len(u), -1)
-            for (law, _), part in zip(self.groups, u.split(widths, -1), strict=True)
+            law.from_uniforms(part.reshape(-1, law.draws)).reshape(len(u), law.length * count)
+            for (law, count), part in zip(self.groups, u.split(widths, -1), strict=True)
         ]
         return torch.cat(parts, -1)
 
@@ -122,10 +122,10 @@ class Blocks(Law):
     def log_weights(self, log_evidence: Tensor) -> Tensor:
         """Those of each block, where the other blocks are possible."""
         weights, masses = [], []
-        for (law, _), part in self._split(log_evidence):
+        for (law, count), part in self._split(log_evidence):
             block = part.reshape(-1, law.length, self.symbols)
             weights.append(law.log_weights(block).reshape(part.shape))
-            mass = law.log_marginal(block).reshape(len(part), -1)
+            mass = law.log_marginal(block).reshape(len(part), count)
             masses.append(mass)
         others = exclusive_sum(torch.cat(masses, -1), -1)
         sizes = [law.length for law, count in self.groups for _ in range(count)]
@@ -135,9 +135,9 @@ class Blocks(Law):
     def log_marginal(self, log_evidence: Tensor) -> Tensor:
         """Sum over blocks."""
         total = torch.zeros(len(log_evidence), dtype=torch.float64)
-        for (law, _), part in self._split(log_evidence):
+        for (law, count), part in self._split(log_evidence):
             mass = law.log_marginal(part.reshape(-1, law.length, self.symbols))
-            total = total + mass.reshape(len(part), -1).sum(-1)
+            total = total + mass.reshape(len(part), count).sum(-1)
         return total
 
     def exact_entropy(self) -> float | None:

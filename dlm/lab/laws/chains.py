@@ -126,7 +126,7 @@ class HiddenMarkov(Law):
         initial: weights of the first state, (M,); None: stationary.
 
     Raises:
-        UserError: for weights that do not fit.
+        UserError: for weights that do not fit, no states, or no single stationary law.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class HiddenMarkov(Law):
         initial: Weights | None = None,
     ) -> None:
         check_size(length, symbols)
-        check_size(length, hidden)
+        if hidden < 1:
+            raise UserError(f"a hidden chain needs at least one state, got hidden {hidden}")
         self.length, self.symbols, self.hidden = length, symbols, hidden
         self.transition, self.initial = _chain(hidden, transition, initial)
         self.emission = probabilities(emission, (hidden, symbols), "emission").contiguous()
@@ -197,16 +198,36 @@ def _chain(size: int, transition: Weights, initial: Weights | None) -> tuple[Ten
 def stationary(transition: Tensor) -> Tensor:
     """The stationary law of a chain (V, V), float64 (V,).
 
+    States that are left for ever have none of it; the others are eliminated one by one without a
+    subtraction, which keeps the digits of rare ones.
+
     Raises:
         UserError: if there are several, because the chain falls apart.
+
+    Source: Grassmann, Taksar & Heyman 1985, "Regenerative analysis and steady state distributions
+    for Markov chains".
     """
-    size = len(transition)
-    equations = torch.cat([transition.T - torch.eye(size).double(), torch.ones(1, size).double()])
-    if size > 1 and torch.linalg.matrix_rank(equations, rtol=1e-10) < size:
+    kept = _recurrent(transition)
+    rows = transition[kept][:, kept]
+    for n in reversed(range(1, len(rows))):
+        rows[:n, n] /= rows[n, :n].sum()
+        rows[:n, :n] += rows[:n, n, None] * rows[n, :n]
+    weights = torch.ones(len(rows), dtype=torch.float64)
+    for n in range(1, len(rows)):
+        weights[n] = weights[:n] @ rows[:n, n]
+    law = torch.zeros(len(transition), dtype=torch.float64)
+    law[kept] = weights / weights.sum()
+    return law
+
+
+def _recurrent(transition: Tensor) -> Tensor:
+    """The states to which all that they reach returns, bool (V,)."""
+    reach = (transition > 0) | torch.eye(len(transition), dtype=torch.bool)
+    for _ in range(len(transition).bit_length()):  # paths of twice the length each time
+        reach = reach.double() @ reach.double() > 0
+    recurrent = (reach.T | ~reach).all(-1)
+    if not reach[recurrent][:, recurrent].all():
         raise UserError(
             "the transition has several stationary laws; say with initial where the chain begins"
         )
-    right = torch.zeros(size + 1, 1, dtype=torch.float64)
-    right[-1] = 1.0
-    law = torch.linalg.lstsq(equations, right, driver="gelsd").solution[:, 0].clamp(min=0.0)
-    return law / law.sum()
+    return recurrent

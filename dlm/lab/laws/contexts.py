@@ -65,7 +65,7 @@ class ContextModel:
         before = evidence.new_zeros(len(evidence), 1)
         for i in range(self.length):
             expected = self._expected(before, i)
-            weights = (expected + after[i + 1]).reshape(len(evidence), -1, self.symbols)
+            weights = expected + after[i + 1]
             result[:, i] = weights.logsumexp(1) if weights.shape[1] > 1 else weights[:, 0]
             before = self._seen(expected, evidence[:, i])
         return result
@@ -108,7 +108,7 @@ class ContextModel:
         """Over (rest of the context, token i), before its evidence, (B, rest, V)."""
         if i < self.order:
             return before[:, :, None] + self.first[i].log()
-        old = before.reshape(len(before), self.symbols, -1)  # (B, oldest, rest)
+        old = before.unflatten(-1, (self.symbols, -1))  # (B, oldest, rest)
         if old.shape[2] == 1:
             return log_matmul(before, self._forward[0])[:, None]
         return log_matmul(old.permute(2, 0, 1), self._forward).transpose(0, 1)
@@ -124,12 +124,11 @@ class ContextModel:
         for i in reversed(range(1, self.length)):
             seen = messages[-1] + evidence[:, i, None]
             if i < self.order:
-                terms = seen.reshape(size, -1, symbols) + self.first[i].log()
-                message = terms.logsumexp(-1)
+                message = (seen + self.first[i].log()).logsumexp(-1)
             elif seen.shape[1] == 1:
                 message = log_matmul(seen[:, 0], self._backward[0])
             else:
                 message = log_matmul(seen.transpose(0, 1), self._backward)  # (rest, B, oldest)
                 message = message.permute(1, 2, 0).flatten(1)
-            messages.append(message.reshape(size, -1, symbols))
+            messages.append(message.unflatten(-1, (-1, symbols)))
         return [messages[-1], *reversed(messages)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dlm.errors import UserError
 from dlm.lab.laws.atoms import atom_marginal, atom_weights
-from dlm.lab.laws.base import Law, check_size, point_evidence
+from dlm.lab.laws.base import Law, point_evidence
 from dlm.random import Key
 from dlm.samplers.curve import InformationCurve
 
@@ -58,14 +58,13 @@ class Empirical(Law):
     def __init__(
         self, symbols: int, tokens: Tensor | Sequence[Sequence[int]] | Draws, smoothing: float = 0.0
     ) -> None:
-        given = tokens.tokens() if isinstance(tokens, Draws) else torch.as_tensor(tokens)
+        given = tokens.tokens() if isinstance(tokens, Draws) else _stored(tokens)
         if given.ndim != 2 or not given.numel() or given.is_floating_point():
             raise UserError("Empirical needs at least one sequence of tokens, all of one length")
         if int(given.min()) < 0 or int(given.max()) >= symbols:
             raise UserError(f"Empirical got a token outside [0, {symbols})")
         if not 0 <= smoothing < 1:
             raise UserError(f"smoothing must be in [0, 1), got {smoothing}")
-        check_size(given.shape[1], symbols)
         self.length, self.symbols, self.smoothing = given.shape[1], symbols, smoothing
         self.atoms, counts = given.long().unique(dim=0, return_counts=True)
         self.log_shares = (counts.double() / len(given)).log()
@@ -108,3 +107,10 @@ class Empirical(Law):
     def exact_curve(self) -> InformationCurve | None:
         """None."""
         return
+
+
+def _stored(tokens: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    try:
+        return torch.as_tensor(tokens)
+    except (TypeError, ValueError):
+        return torch.empty(0)  # of several lengths, or no numbers

@@ -65,9 +65,12 @@ def log_matmul(log_rows: Tensor, kernel: Tensor) -> Tensor:
 
 
 def batches(count: int, numbers: int) -> list[slice]:
-    """Slices of a batch such that temporaries of `numbers` float64 a row stay small."""
+    """Slices of a batch such that temporaries of `numbers` float64 a row stay small.
+
+    An empty batch has one, so that there is something to concatenate.
+    """
     size = max(1, CHUNK // max(numbers, 1))
-    return [slice(begin, begin + size) for begin in range(0, count, size)]
+    return [slice(begin, begin + size) for begin in range(0, max(count, 1), size)]
 
 
 def log_scatter(values: Tensor, index: Tensor, size: int) -> Tensor:

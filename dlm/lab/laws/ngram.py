@@ -100,12 +100,14 @@ class Ngram(Law):
                 f"and a delta above 0, got order {order}, {symbols} symbols, delta {delta}"
             )
         made = tokens.tokens(symbols) if isinstance(tokens, Letters) else torch.as_tensor(tokens)
-        if made.ndim != 1 or len(made) < order:
-            raise UserError(f"an n-gram of order {order} needs a text of at least as many tokens")
+        if made.ndim != 1 or len(made) < order or made.is_floating_point():
+            raise UserError(
+                f"an n-gram of order {order} needs a text of at least as many tokens, whole numbers"
+            )
         if int(made.min()) < 0 or int(made.max()) >= symbols:
             raise UserError(f"the text of the n-gram holds a token outside [0, {symbols})")
         self.length, self.symbols, self.order = length, symbols, order
-        rows = [_fitted(made, symbols, n, delta, smoothing) for n in range(order)]
+        rows = [_fitted(made.long(), symbols, n, delta, smoothing) for n in range(order)]
         self._model = ContextModel(length, rows[:-1], rows[-1])
 
     @property

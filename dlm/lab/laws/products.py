@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from dlm.errors import UserError
 from dlm.lab.laws.base import Law, check_size
 from dlm.lab.laws.logs import exclusive_sum, log_matmul
 from dlm.lab.laws.rows import Weights, probabilities
@@ -94,7 +95,7 @@ class MixtureOfProducts(Law):
         varied: whether a family of `rows` differs between positions.
 
     Raises:
-        UserError: for weights that do not fit.
+        UserError: for weights that do not fit, or no components.
     """
 
     def __init__(
@@ -107,7 +108,8 @@ class MixtureOfProducts(Law):
         varied: bool = True,
     ) -> None:
         check_size(length, symbols)
-        check_size(length, components)
+        if components < 1:
+            raise UserError(f"a mixture needs at least one component, got components {components}")
         self.length, self.symbols, self.components = length, symbols, components
         shape = (components, length if varied else 1, symbols)
         made = probabilities(rows, shape, "rows")

@@ -131,13 +131,25 @@ def probabilities(weights: Weights | None, shape: tuple[int, ...], name: str) ->
         return torch.full(shape[-1:], 1 / shape[-1], dtype=torch.float64).expand(shape)
     if isinstance(weights, Family):
         return weights.log_weights(shape).softmax(-1)
+    given = numbers(weights, name)
+    sums = given.sum(-1, keepdim=True)
+    if not torch.isfinite(sums).all() or (given < 0).any() or (sums <= 0).any():
+        raise UserError(f"{name} must be finite numbers from 0 on, some of each row above 0")
     try:
-        given = torch.as_tensor(weights, dtype=torch.float64)
-        sums = given.sum(-1, keepdim=True)
-        if not torch.isfinite(given).all() or (given < 0).any() or (sums <= 0).any():
-            raise UserError(f"{name} must be finite numbers from 0 on, some of each row above 0")
-        return (given / sums).expand(shape)
+        if given.shape[-1:] == shape[-1:]:  # one number for a whole row is not spread
+            return (given / sums).expand(shape)
+    except RuntimeError:
+        pass  # the leading dimensions do not fit
+    raise UserError(f"{name} must be numbers of shape {shape}, got shape {tuple(given.shape)}")
+
+
+def numbers(weights: Tensor | Sequence[Any], name: str) -> Tensor:
+    """Weights as a tensor, float64.
+
+    Raises:
+        UserError: nested lists of several lengths, or entries that are no numbers.
+    """
+    try:
+        return torch.as_tensor(weights, dtype=torch.float64)
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{name} must be numbers of shape {shape}, got {error}") from error
+        raise UserError(f"{name} must be numbers in rows of one length, got {error}") from error

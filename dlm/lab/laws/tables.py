@@ -16,7 +16,7 @@ from dlm.errors import UserError
 from dlm.lab.laws.base import Law, check_size
 from dlm.lab.laws.enumeration import MOST, all_tokens, subset_curve
 from dlm.lab.laws.logs import batches
-from dlm.lab.laws.rows import Weights, probabilities
+from dlm.lab.laws.rows import Family, Weights, numbers, probabilities
 from dlm.samplers.curve import InformationCurve
 
 _MOST_SUBSETS = 100_000_000  # (V + 1)^L of an exact curve: seconds
@@ -40,8 +40,8 @@ class Table(Law):
         if symbols**length > MOST:
             raise UserError(f"a table of {symbols}^{length} sequences is more than {MOST:.0e}")
         self.length, self.symbols = length, symbols
-        if isinstance(weights, Tensor):
-            weights = weights.flatten()
+        if not isinstance(weights, Family):
+            weights = numbers(weights, "weights").flatten()
         flat = probabilities(weights, (symbols**length,), "weights")
         self.log_table = flat.log().reshape([symbols] * length)
 
