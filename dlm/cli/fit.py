@@ -26,8 +26,8 @@ from dlm.cli.common import (
     table,
     write_text,
 )
-from dlm.cli.saved import Saved
-from dlm.data import Batch, Blocks, batches
+from dlm.cli.saved import Saved, chosen
+from dlm.data import Batch, Blocks
 from dlm.errors import UserError
 from dlm.evaluation.profile import Profile, measure_profile
 from dlm.schedules import Piecewise, Schedule
@@ -72,11 +72,10 @@ def run(arguments: Sequence[str]) -> None:
     keys = request(FitRequest, {**config, "precision": as_text(config["precision"])})
     saved = Saved.of(keys)
     blocks, denoiser = saved.blocks(saved.classes), saved.loaded.denoiser
-    stride = max(1, round(len(blocks) / keys.draws))  # evenly over the split
     each = max(1, round(keys.draws / max(1, len(blocks))))
     profile = measure_profile(
         denoiser,
-        _with_progress(blocks, keys.batch_size, stride, each),
+        _with_progress(blocks, keys, each),
         bins=keys.bins,
         draws=each,
         seed=keys.seed,
@@ -94,11 +93,12 @@ def run(arguments: Sequence[str]) -> None:
     say(console, f"  dlm train --config-dir={folder} times={name}   (with {schedule})")
 
 
-def _with_progress(blocks: Blocks, batch_size: int, stride: int, draws: int) -> Iterator[Batch]:
-    with progress_bar("fit", blocks.num_tokens * draws / stride) as advance:
-        for batch in batches(blocks, batch_size, world_size=stride):
+def _with_progress(blocks: Blocks, keys: FitRequest, each: int) -> Iterator[Batch]:
+    share = min(1, keys.draws / max(1, len(blocks)))
+    with progress_bar("fit", blocks.num_tokens * share * each) as advance:
+        for batch in chosen(blocks, keys.draws, keys.batch_size):
             yield batch
-            advance(int(batch.valid.sum()) * draws)
+            advance(int(batch.valid.sum()) * each)
 
 
 def _levels(profile: Profile) -> Table:

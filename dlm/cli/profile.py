@@ -28,8 +28,8 @@ from dlm.cli.common import (
     screen,
     write_text,
 )
-from dlm.cli.saved import Saved
-from dlm.data import Batch, collate
+from dlm.cli.saved import Saved, chosen
+from dlm.data import Batch
 from dlm.errors import UserError
 from dlm.evaluation.dependence import full_rows, known_counts, measure_dependence
 from dlm.evaluation.gradients import measure_gradients
@@ -232,20 +232,12 @@ class _Profile:
         return max(8, self.keys.sequences // FEWER)
 
     def _batches(self, label: str, count: int, calls: int) -> Iterator[Batch]:
-        """Sequences evenly over the split, cut to the length; those with padding are left out.
-
-        Their numbers are 0, 1, ...: stratified draws are spread over consecutive numbers, and those
-        of a split with gaps can fall on each other.
-        """
-        blocks, size = self.blocks, self.keys.batch_size
-        count = min(count, len(blocks))
-        rows = [i * len(blocks) // count for i in range(count)]
-        with progress_bar(label, count * self.length * calls) as advance:
-            for start in range(0, count, size):
-                part = rows[start : start + size]
-                batch = collate([blocks[i] for i in part], range(start, start + len(part)))
+        """Sequences evenly over the split, cut to the length; those with padding are left out."""
+        tokens = self.length * calls  # that the network sees, a sequence
+        with progress_bar(label, min(count, len(self.blocks)) * tokens) as advance:
+            for batch in chosen(self.blocks, count, self.keys.batch_size):
                 yield full_rows(_cut(batch, self.length))
-                advance(len(part) * self.length * calls)
+                advance(len(batch.rows) * tokens)
 
 
 def _cut(batch: Batch, length: int) -> Batch:

@@ -5,7 +5,7 @@ What their keys leave open is what the checkpoint says: data, packing, length an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -13,7 +13,8 @@ import torch
 
 from dlm.checkpoint import Loaded, load
 from dlm.cli.common import pick_device
-from dlm.data import Blocks, prepare
+from dlm.data import Batch, Blocks, collate, prepare
+from dlm.data.packing import Rows
 from dlm.spec import build
 
 
@@ -85,3 +86,16 @@ class Saved:
         source = build(self.data, trust=trust, path="data")
         packing = build(meta["packing"], trust=keys.trust, path="packing")
         return prepare(source, keys.split, tokenizer, packing, meta["length"], classes=classes)
+
+
+def chosen(blocks: Rows, count: int, batch_size: int) -> Iterator[Batch]:
+    """Sequences evenly over a split, all of them where there are fewer.
+
+    Their numbers are 0, 1, ...: stratified draws are spread over consecutive numbers, and those of
+    a split with gaps can fall on each other.
+    """
+    count = min(count, len(blocks))
+    rows = [i * len(blocks) // count for i in range(count)]
+    for start in range(0, count, batch_size):
+        part = rows[start : start + batch_size]
+        yield collate([blocks[i] for i in part], range(start, start + len(part)))

@@ -9,6 +9,7 @@ import yaml
 from dlm.checkpoint import load
 from dlm.cli import fit
 from dlm.cli.main import main
+from dlm.evaluation.likelihood import stratified
 from dlm.evaluation.profile import measure_profile
 from dlm.schedules import Linear, Piecewise
 
@@ -44,6 +45,34 @@ def test_it_shows_the_loss_and_says_what_to_do_next(dlm, checkpoint, tmp_path, m
     assert times["bins"] == 4
     assert times["density"] == pytest.approx(profile.density(Linear()), abs=1e-6)
     assert times["density"] != pytest.approx(profile.density(Piecewise(tuple(knots))), rel=1e-3)
+
+
+@pytest.mark.parametrize("stride", [13, 21])
+def test_levels_are_spread_over_every_part_of_a_split(
+    dlm, checkpoint, tmp_path, monkeypatch, stride
+):
+    """One row of 13 or 21: their numbers in the split are near one another by the golden ratio."""
+    used, length = 24, 16
+    text = tmp_path / "long.txt"
+    text.write_text(
+        ("the cat sat on a mat and ran to them all " * 400)[: used * stride * length - 1]
+    )
+    drawn = []
+
+    def recorded(*arguments):
+        for level, key in stratified(*arguments):
+            drawn.append(level)
+            yield level, key
+
+    monkeypatch.setattr("dlm.evaluation.profile.stratified", recorded)
+    keys = (f"draws={used}", "split=all", "data=text", f"data.path={text}", "bins=4")
+    output = tmp_path / "schedule" / "part.yaml"
+    result = dlm("fit", f"checkpoint={checkpoint}", f"output={output}", "batch_size=5", *keys)
+    assert result.code == 0, result.err
+    levels = torch.cat(drawn).sort().values
+    assert len(levels) == used
+    around = torch.cat([levels, levels[:1] + 1])
+    assert around.diff().max() < 2 / used  # (1 + 2 / sqrt(5)) / used at most
 
 
 def test_the_seed_and_not_the_batch_decides(dlm, checkpoint, tmp_path):
