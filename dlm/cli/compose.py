@@ -169,15 +169,26 @@ def _explain(
     error: Exception,
 ) -> str:
     """Find the override that Hydra stumbled over, and what it should have been."""
-    try:
-        base = compose(command, [], folders) if safe else None
-    except UserError:
-        base = None
     groups = list(default_choices(root_config(command).get("defaults", [])))
+    base = _base(command, safe, folders, groups)
     for override, original in zip(safe, written, strict=True):
         if sentence := _fault(override, original, base, groups):
             return sentence
     return _first_line(error)
+
+
+def _base(
+    command: str, safe: Sequence[str], folders: Sequence[Path], groups: Sequence[str]
+) -> Config | None:
+    """The command before keys are set, with the options that were chosen where they exist."""
+    choices = [o for o in safe if o.partition("=")[0] in groups or "@" in o.partition("=")[0]]
+    for chosen in (choices, []):
+        if len(chosen) < len(safe):
+            try:
+                return compose(command, chosen, folders)
+            except UserError:
+                continue
+    return None
 
 
 def _fault(override: str, original: str, base: Config | None, groups: Sequence[str]) -> str:
@@ -188,7 +199,7 @@ def _fault(override: str, original: str, base: Config | None, groups: Sequence[s
     if parsed.is_sweep_override():
         return f"cannot read {original!r}: put text in quotes, and a list in [brackets]"
     key = parsed.key_or_group
-    if base is None or key in groups or parsed.is_add():
+    if base is None or key in groups or parsed.package is not None or parsed.is_add():
         return ""
     known = {name: None for leaf in base.written() for name in _parents(leaf)}
     if key in known:

@@ -1,8 +1,9 @@
 """`dlm lab NAME [key=value ...]`, `dlm lab all`, `dlm lab --list`: measured against predicted.
 
-An experiment is a yaml of `configs/lab/`, or of a folder given with `--config-dir`. It leaves
-NAME.json (claims, series, settings) and NAME.png in the folder `output`. Exit code 1 where a claim
-does not hold.
+An experiment is a yaml of `configs/lab/`, or of a folder given with `--config-dir`; those that take
+a law of your choice name one of `configs/law/` in their defaults, and `law=NAME` takes another. It
+leaves NAME.json (claims, series, settings) and NAME.png in the folder `output`. Exit code 1 where a
+claim does not hold.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dlm.lab.experiments import Claim, Experiment, Result
 from dlm.spec import build, resolve_class
 
 DISAGREES = 1
-_GROUP = "lab"
+_GROUP, _LAW = "lab", "law"
 _SIGNS = {"equal": "=", "at most": "<=", "at least": ">="}
 
 
@@ -76,8 +77,10 @@ def _list(console: Console, names: Sequence[str], folders: Sequence[Path]) -> in
     width = max(map(len, names))
     for name in names:
         files = [folder / _GROUP / f"{name}.yaml" for folder in (*folders, configs_dir())]
-        target = yaml.safe_load(next(f for f in files if f.is_file()).read_text("utf-8"))
-        say(console, f"{name:<{width}}  {_about(target.get('_target_', ''))}")
+        spec = yaml.safe_load(next(f for f in files if f.is_file()).read_text("utf-8"))
+        say(console, f"{name:<{width}}  {_about(spec.get('_target_', ''))}")
+    laws = group_options([configs_dir(), *folders]).get(_LAW, [])
+    say(console, f"law=NAME, where a law of your choice is taken: {', '.join(laws)}")
     return 0
 
 
@@ -122,8 +125,8 @@ def _run_one(
     console: Console, name: str, overrides: Sequence[str], folders: Sequence[Path]
 ) -> Result:
     """Compute, write, tell."""
-    inside = [o if _is_outside(o) else f"{_GROUP}.{o}" for o in overrides]
-    config = compose("lab", [f"{_GROUP}={name}", *inside], folders)
+    _refuse_law(name, overrides, folders)
+    config = compose("lab", [f"{_GROUP}={name}", *map(_placed, overrides)], folders)
     settings = config.plain(_GROUP)
     keys = request(LabRequest, {k: v for k, v in config.plain().items() if k != _GROUP})
     experiment = build(settings, trust=("dlm", *keys.trust), path=_GROUP)
@@ -142,10 +145,24 @@ def _run_one(
     return result
 
 
-def _is_outside(override: str) -> bool:
-    """Whether a key is one of the command, or is written out as lab.key."""
-    key = override.partition("=")[0]
-    return _is_root(key) or key.lstrip("+~").startswith(f"{_GROUP}.")
+def _refuse_law(name: str, overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """A law for an experiment that has its own."""
+    given = [o for o in overrides if o.partition("=")[0].partition(".")[0] == _LAW]
+    if given and _LAW not in compose("lab", [f"{_GROUP}={name}"], folders).plain(_GROUP):
+        raise UserError(
+            f"the experiment {name} has laws of its own, got {given[0]!r}; "
+            "`dlm lab plans law=NAME` takes any"
+        )
+
+
+def _placed(override: str) -> str:
+    """An override where Hydra looks for it: a law in its group, other settings under lab."""
+    key, equals, value = override.partition("=")
+    if key == _LAW:
+        return f"{_LAW}@{_GROUP}.{_LAW}{equals}{value}"
+    if _is_root(key) or key.lstrip("+~").startswith(f"{_GROUP}."):
+        return override
+    return f"{_GROUP}.{override}"
 
 
 def _line(claim: Claim) -> str:

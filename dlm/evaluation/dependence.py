@@ -37,11 +37,10 @@ from dlm.denoiser import Context, Predictor
 from dlm.errors import UserError
 from dlm.evaluation.likelihood import autocast, to_device
 from dlm.processes import State
-from dlm.processes.prediction import pick
 from dlm.random import Key
 from dlm.samplers.curve import InformationCurve
+from dlm.samplers.forced import hidden_nats
 
-HEAD_ENTRIES = 2**24  # entries of the logits that are held at a time
 FEW = 8  # hidden positions, below which orders are added until so many were looked at
 
 
@@ -240,15 +239,7 @@ def sequence_losses(predictor: Predictor, batch: Batch, *, draws: int, seed: int
 
 def _hidden_loss(predictor: Predictor, batch: Batch, start: State, hidden: Tensor) -> Tensor:
     """Mean of -log loo(x0) over the hidden positions (B, L), as a reveal sampler asks: (B,)."""
-    process = predictor.process
-    state = process.blank(start, torch.ones_like(hidden))
-    state = process.pin(state, batch.tokens, ~hidden)
-    t = process.hidden_time(hidden.double().mean(-1))
     context = Context(documents=batch.documents, condition=batch.condition)
-    features = predictor.hidden(state, t, context)
-    loss = torch.zeros(hidden.shape, dtype=torch.float64, device=hidden.device)
-    for part in hidden.nonzero().split(max(1, HEAD_ENTRIES // process.num_states)):
-        row, column = part.unbind(-1)
-        prediction = predictor.predict(features[row, column], state.at((row, column)), t[row])
-        loss[row, column] = -pick(prediction.log_loo, batch.tokens[row, column]).double()
-    return loss.sum(-1) / hidden.sum(-1)
+    level = 1 - hidden.double().mean(-1)
+    nats = hidden_nats(predictor, batch.tokens, start, hidden, hidden, level, context)
+    return nats.sum(-1) / hidden.sum(-1)

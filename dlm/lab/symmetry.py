@@ -194,6 +194,35 @@ def _pair_step(kernel: Kernel, process: Process, t: Tensor, s: Tensor, symbols: 
     return result
 
 
+def pairs_discrepancy(equal: float, length: int, symbols: int, decay: float) -> float:
+    """`KernelDiscrepancy` between L / 2 pairs of equal tokens and pairs that are equal by chance.
+
+    Pairs are independent and every symbol is as likely, so the mean of decay^H over independent
+    draws of two such laws is the (L / 2)-th power of that of one pair.
+
+    Args:
+        equal: the chance that a pair is equal.
+        length: L.
+        symbols: V.
+        decay: of the kernel.
+    """
+
+    def mean(one: float, two: float) -> float:
+        both = 1 / symbols + (1 - 1 / symbols) * decay**2  # of two equal pairs
+        mixed = 2 / symbols * decay + (1 - 2 / symbols) * decay**2
+        pairs = symbols * (symbols - 1)
+        once = 2 * (symbols - 2)  # unequal pairs that agree with a given one in one place
+        neither = (1 + once * decay + (pairs - 1 - once) * decay**2) / pairs
+        return (
+            one * two * both
+            + (one * (1 - two) + two * (1 - one)) * mixed
+            + (1 - one) * (1 - two) * neither
+        ) ** (length / 2)
+
+    square = mean(1.0, 1.0) - 2 * mean(1.0, equal) + mean(equal, equal)
+    return math.sqrt(max(square, 0.0))
+
+
 def token_chance(kernel: Kernel, process: Process, levels: Tensor, special: float) -> float:
     """The chance that a sampler draws symbol 0, for one token of a known law.
 

@@ -15,8 +15,29 @@ TINY = ("bound", "steps=[1,2]", "length=2")
 def test_the_list_names_every_experiment(dlm):
     result = dlm("lab", "--list")
     assert result.code == 0
-    assert [line.split()[0] for line in result.out.splitlines()] == NAMES
-    assert all(len(line.split()) > 3 for line in result.out.splitlines())
+    *lines, laws = result.out.splitlines()
+    assert [line.split()[0] for line in lines] == NAMES
+    assert all(len(line.split()) > 3 for line in lines)
+    assert laws.startswith("law=NAME")
+    assert all(path.stem in laws for path in (configs_dir() / "law").glob("*.yaml"))
+
+
+def test_a_law_of_your_choice(dlm, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "law").mkdir(parents=True)
+    (folder / "law" / "coin.yaml").write_text(
+        "_target_: dlm.lab.laws.Product\nlength: 3\nsymbols: 2\nweights: [0.3, 0.7]\n"
+    )
+    few = ("steps=[1,2]", "samples=50", f"output={tmp_path}")
+    assert dlm("lab", "plans", "law=checksum", "law.length=5", "law.symbols=3", *few).code == 0
+    settings = json.loads((tmp_path / "plans.json").read_text())["settings"]
+    assert settings["law"] == {"_target_": "dlm.lab.laws.Checksum", "length": 5, "symbols": 3}
+    result = dlm("lab", "plans", "law=coin", f"--config-dir={folder}", *few)
+    assert result.code == 0
+    assert "coin" in dlm("lab", "--list", f"--config-dir={folder}").out
+    claims = json.loads((tmp_path / "plans.json").read_text())["claims"]
+    entropy = next(claim for claim in claims if claim["name"] == "entropy, nats")
+    assert entropy["predicted"] == pytest.approx(1.8326, abs=1e-4)
 
 
 def test_an_experiment_leaves_its_numbers_and_a_figure(dlm, tmp_path):
@@ -101,6 +122,12 @@ def test_help_knows_names(dlm):
         (["all", "steps=[3]"], "runs experiments as they are, got 'steps=[3]'"),
         (["pairs", "--lst"], "there is no option '--lst'"),
         (["adaptive", "steps=[3]", "lengths=[10]"], "divide the length"),
+        (["steps", "law=markov"], "steps has laws of its own, got 'law=markov'; `dlm lab plans"),
+        (["steps", "law.length=4"], "steps has laws of its own, got 'law.length=4'"),
+        (["plans", "law=markof"], "there is no law=markof; did you mean 'markov'?"),
+        (["plans", "law=checksum", "law.size=3"], "there is no key 'lab.law.size'"),
+        (["plans", "law=code", "law.symbols=4"], "prime"),
+        (["all", "law=markov"], "runs experiments as they are, got 'law=markov'"),
     ],
 )
 def test_mistakes_are_sentences(refused, arguments, sentence):

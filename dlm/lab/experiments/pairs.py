@@ -25,8 +25,9 @@ from torch import Tensor
 from dlm.denoiser import Predictor
 from dlm.lab import exact, pushed
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series, slope_line
-from dlm.lab.experiments.tables import Distorted, pairs_table, path_kl, process_of
+from dlm.lab.experiments.tables import pairs_table, path_kl, process_of
 from dlm.lab.oracle import Oracle
+from dlm.lab.perturbed import Distorted
 from dlm.lab.rates import PairError, masked_pairs, order, pair_error, pair_steps
 from dlm.lab.symmetry import pair_equal
 from dlm.processes import State

@@ -4,7 +4,8 @@ The law of a sampler is pushed through exactly, so that errors far below samplin
 Predicted: path KL falls like 1 / K (step costs are a left Riemann error), so does the terminal
 total variation. The terminal KL falls like 1 / K^2 where the law has full support (KL is quadratic
 in a small error) and like 1 / K where the sampler puts mass on impossible sequences; in general
-between the two.
+between the two. Other integral probability metrics are at most total variation times the range of
+their functions, and of order 1 too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from dlm.lab import exact, pushed
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series, slope_line
 from dlm.lab.experiments.tables import correlated_table, pairs_table, path_kl, process_of
+from dlm.lab.metrics import KernelDiscrepancy, LocalVariation, Metric, TotalVariation
 from dlm.lab.oracle import Oracle
 from dlm.lab.rates import masked_path_kl, order, table_curve
 from dlm.processes import Process
@@ -45,6 +47,7 @@ class Steps(Experiment):
         steps: K, at least four of them.
         symbols, length, seed: of the law.
         slack: of a slope; twice as much for kernels that hold rates over a step.
+        metrics: further distances (`dlm.lab.metrics`) for the ancestral sampler.
     """
 
     about: ClassVar[str] = "error against steps: path KL and total variation have order 1"
@@ -53,6 +56,7 @@ class Steps(Experiment):
     length: int = 3
     seed: int = 0
     slack: float = 0.1
+    metrics: tuple[Metric, ...] = (LocalVariation(2), KernelDiscrepancy(0.5))
 
     def run(self) -> Result:
         """Push every kernel through."""
@@ -63,7 +67,8 @@ class Steps(Experiment):
             process = process_of(noise, self.symbols)
             series = []
             for kernel in kernels:
-                tv, kl = self._terminal(table, process, kernel)
+                laws = self._laws(table, process, kernel)
+                tv, kl = self._terminal(table, process, laws)
                 name = type(kernel).__name__
                 series.append(Series(f"{name}: TV", self.steps, tv))
                 claims.append(self._order_one(f"{noise}, {name}: order of terminal TV", tv, kernel))
@@ -74,24 +79,40 @@ class Steps(Experiment):
                         Series(f"{name}: terminal KL", self.steps, kl),
                     ]
                     claims += self._ancestral(noise, path, kl)
+                    for metric in self.metrics:
+                        found = self._distances(table, process, laws, metric)
+                        series.append(Series(f"{name}: {metric}", self.steps, found))
+                        claims.append(
+                            self._order_one(f"{noise}, {name}: order of {metric}", found, kernel)
+                        )
+            terminal_kl = next(line for line in series if "terminal KL" in line.label)
             series += [
                 slope_line(self.steps, series[0].y[0], -1),
-                slope_line(self.steps, series[2].y[0], -2),
+                slope_line(self.steps, terminal_kl.y[0], -2),
             ]
             panels.append(Panel(f"{noise} noise", "steps", "nats, or total variation", (*series,)))
         claims += [*self._masked(table), self._narrow()]
         return Result((*panels,), (*claims,))
 
+    def _laws(self, table: Tensor, process: Process, kernel: Kernel) -> list[Tensor]:
+        oracle = Oracle(table, process)
+        return [
+            pushed.grid_law(GridSampler(kernel, EvenGrid(), steps=steps), oracle, table.ndim)
+            for steps in self.steps
+        ]
+
     def _terminal(
-        self, table: Tensor, process: Process, kernel: Kernel
+        self, table: Tensor, process: Process, laws: list[Tensor]
     ) -> tuple[list[float], list[float]]:
-        target, oracle = exact.embed(table, process), Oracle(table, process)
-        tv, kl = [], []
-        for steps in self.steps:
-            law = pushed.grid_law(GridSampler(kernel, EvenGrid(), steps=steps), oracle, table.ndim)
-            tv.append(exact.total_variation(target, law).item())
-            kl.append(exact.kl(target, law).item())
-        return tv, kl
+        target = exact.embed(table, process)
+        tv = self._distances(table, process, laws, TotalVariation())
+        return tv, [exact.kl(target, law).item() for law in laws]
+
+    def _distances(
+        self, table: Tensor, process: Process, laws: list[Tensor], metric: Metric
+    ) -> list[float]:
+        target = exact.embed(table, process)
+        return [metric(target, law, process.num_states).item() for law in laws]
 
     def _order_one(self, name: str, values: list[float], kernel: Kernel) -> Claim:
         slack = self.slack * (2 if isinstance(kernel, Euler | TauLeaping) else 1)
@@ -138,6 +159,6 @@ class Steps(Experiment):
     def _narrow(self) -> Claim:
         """Terminal KL on a law with impossible sequences."""
         table, process = pairs_table(self.symbols, 2), process_of("absorbing", self.symbols)
-        _, kl = self._terminal(table, process, Ancestral())
+        _, kl = self._terminal(table, process, self._laws(table, process, Ancestral()))
         name = "absorbing, pairs (narrow support): order of terminal KL"
         return Claim(name, order(self.steps, kl), 1.0, self.slack, "derived here")

@@ -1,10 +1,7 @@
-"""Small laws and processes that several experiments share, and predictors that are wrong on
-purpose.
-"""
+"""Small laws and processes that several experiments share, and a common mistake."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -80,37 +77,6 @@ def path_kl(table: Tensor, process: Process, kernel: Kernel, steps: int) -> floa
     """Path KL of a kernel with the exact posterior on even levels, every path enumerated."""
     times = even_times(process, steps)
     return exact.path_kl(table, Oracle(table, process), kernel, times).item()
-
-
-@final
-class Distorted:
-    """The exact posterior with a share of a fixed wrong law mixed in.
-
-    Args:
-        oracle: the exact one.
-        share: of the wrong law, in [0, 1).
-        wrong: weights of the V symbols.
-    """
-
-    def __init__(self, oracle: Predictor, share: float, wrong: Sequence[float]) -> None:
-        self.oracle, self.share, self.process = oracle, share, oracle.process
-        self.time_conditioning = oracle.time_conditioning
-        law = torch.zeros(self.process.num_states, dtype=torch.float64)
-        law[: len(wrong)] = torch.tensor(wrong, dtype=torch.float64)
-        self.wrong = law / law.sum()
-
-    def passes(self, length: int) -> int:
-        """One."""
-        return 1
-
-    def hidden(self, state: State, t: Tensor, context: Context | None = None) -> Tensor:
-        """Log of the mixture."""
-        right = self.oracle.hidden(state, t, context).exp()
-        return torch.log((1 - self.share) * right + self.share * self.wrong)
-
-    def predict(self, hidden: Tensor, state: State, t: Tensor) -> Prediction:
-        """The rows as they are."""
-        return Prediction(self.process, state, t, log_loo=hidden)
 
 
 @final

@@ -6,11 +6,13 @@ most (L - 1) log V each. So for pairs and repeated tokens
     terminal TV and KL      converge as V grows: free of the vocabulary,
     path KL                 grows like log V: a bound by path KL is not,
 
-for masks and for uniform noise, with the same factor before log V. For independent tokens the
-ancestral sampler is exact in one step whatever V. Under uniform noise tau-leaping is not, in any
-number. Euler's step on the linear schedule is: the noised law is linear in alpha, so one step along
-its derivative stays on it. But a rate may exceed one jump a step, at symbols that are unlikely for
-large V; it is cut, and from there on Euler errs too.
+for masks and for uniform noise, with the same factor before log V. Of the metrics that see less,
+the largest total variation of two tokens converges too, and the kernel discrepancy falls: tokens of
+two sequences hardly ever agree. For independent tokens the ancestral sampler is exact in one step
+whatever V. Under uniform noise tau-leaping is not, in any number. Euler's step on the linear
+schedule is: the noised law is linear in alpha, so one step along its derivative stays on it. But a
+rate may exceed one jump a step, at symbols that are unlikely for large V; it is cut, and from there
+on Euler errs too.
 
 Nothing is drawn: pairs and single tokens run the kernels themselves on one state of each class
 (`dlm.lab.symmetry`), V = 10^5 states wide; the repeated token under uniform noise is enumerated by
@@ -32,8 +34,8 @@ import torch
 from dlm.lab.experiments.base import Claim, Experiment, Panel, Result, Series
 from dlm.lab.experiments.tables import process_of
 from dlm.lab.laws import Repeated
-from dlm.lab.rates import PairError, masked_pairs, masked_path_kl, pair_error
-from dlm.lab.symmetry import RepeatedUniform, pair_equal, token_chance
+from dlm.lab.rates import masked_pairs, masked_path_kl, pair_error
+from dlm.lab.symmetry import RepeatedUniform, pair_equal, pairs_discrepancy, token_chance
 from dlm.samplers import Ancestral, Euler, Kernel, TauLeaping
 
 _NOISES = ("absorbing", "uniform")
@@ -53,6 +55,7 @@ class Vocabulary(Experiment):
         steps: K.
         special: chance of the one likely symbol of the independent tokens.
         settled: how far TV and KL may still move between the last two V, relative.
+        decay: of `dlm.lab.metrics.KernelDiscrepancy`.
     """
 
     about: ClassVar[str] = "error against vocabulary size: free of it in TV and KL, not in path KL"
@@ -62,19 +65,40 @@ class Vocabulary(Experiment):
     steps: int = 32
     special: float = 0.5
     settled: float = 0.02
+    decay: float = 0.5
 
     def run(self) -> Result:
         """Both noises, three laws."""
         levels = np.linspace(0, 1, self.steps + 1)
+        equals: dict[str, list[float]] = {}
         tv, kl, path, repeat = {}, {}, {}, {}
         for noise in _NOISES:
-            errors = [self._pairs(noise, v) for v in self.symbols]
+            equals[noise] = [self._equal(noise, v) for v in self.symbols]
+            errors = [pair_error(equal, self.length) for equal in equals[noise]]
             tv[noise], kl[noise] = [e.tv for e in errors], [e.kl for e in errors]
             path[noise] = [self._pair_path(noise, v, levels) for v in self.symbols]
             repeat[noise] = [self._repeated_path(noise, v, levels) for v in self.symbols]
         claims = [self._closed(tv["absorbing"], levels)]
+        local: dict[str, list[float]] = {}
+        smooth: dict[str, list[float]] = {}
         for noise in _NOISES:
+            broken = [1 - equal for equal in equals[noise]]
+            local[noise] = broken
+            smooth[noise] = [
+                pairs_discrepancy(equal, self.length, v, self.decay)
+                for equal, v in zip(equals[noise], self.symbols, strict=True)
+            ]
             claims += [
+                self._flat(f"{noise}, pairs: terminal TV of two tokens", broken),
+                Claim(
+                    f"{noise}, pairs: kernel discrepancy, V = {self.symbols[-1]} over the largest",
+                    smooth[noise][-1] / max(smooth[noise]),
+                    1.0,
+                    0.0,
+                    "paper",
+                    "at most",
+                    _FREE,
+                ),
                 self._flat(f"{noise}, pairs: terminal TV", tv[noise]),
                 self._flat(f"{noise}, pairs: terminal KL", kl[noise]),
                 self._grows(f"{noise}, pairs: path KL", path[noise], path["absorbing"]),
@@ -83,15 +107,19 @@ class Vocabulary(Experiment):
         product, more = self._products()
         panels = (
             self._panel("pairs: terminal", {"TV": tv, "KL": kl}, "total variation, or nats"),
+            self._panel(
+                "pairs: what fewer functions see",
+                {"two tokens": local, "kernel": smooth},
+                "integral probability metric",
+            ),
             self._panel("path KL", {"pairs": path, "repeated": repeat}, "nats"),
             product,
         )
         return Result(panels, (*claims, *more))
 
-    def _pairs(self, noise: str, symbols: int) -> PairError:
+    def _equal(self, noise: str, symbols: int) -> float:
         levels = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
-        equal = pair_equal(Ancestral(), process_of(noise, symbols), levels)
-        return pair_error(equal, self.length)
+        return pair_equal(Ancestral(), process_of(noise, symbols), levels)
 
     def _pair_path(self, noise: str, symbols: int, levels: np.ndarray) -> float:
         if noise == "absorbing":

@@ -3,12 +3,13 @@
 import json
 import math
 from pathlib import Path
+from typing import final
 
 import pytest
 import torch
-import yaml
 
 from dlm import UserError
+from dlm.cli.compose import compose
 from dlm.lab import Oracle, exact
 from dlm.lab.experiments import (
     Adaptive,
@@ -16,12 +17,14 @@ from dlm.lab.experiments import (
     Chains,
     Claim,
     Corrector,
+    Estimation,
     Experiment,
     Information,
     Kappa,
     OptimalGrid,
     Pairs,
     Panel,
+    Plans,
     PlugIn,
     Result,
     Series,
@@ -32,7 +35,17 @@ from dlm.lab.experiments import (
 from dlm.lab.experiments.kappa import shrinking_levels
 from dlm.lab.experiments.pairs import sequential_law
 from dlm.lab.experiments.tables import correlated_table, process_of
-from dlm.lab.laws import MdsCode
+from dlm.lab.laws import (
+    Checksum,
+    Dirichlet,
+    HiddenMarkov,
+    Law,
+    Lazy,
+    MarkovChain,
+    MdsCode,
+    Table,
+)
+from dlm.samplers import InformationCurve
 from dlm.spec import build
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "lab"
@@ -48,6 +61,8 @@ TINY = [
     Bound(steps=(1, 3), length=2),
     OptimalGrid(length=32, steps=(8, 32), points=257, candidates=17),
     Chains(lengths=(4, 8), steps=(4, 16), samples=256),
+    Plans(Checksum(6, 3), steps=(1, 2, 6), samples=64),
+    Estimation(Table(3, 2, Dirichlet(0.7)), steps=(8, 16, 32), counts=(30, 300), samples=512),
 ]
 
 
@@ -65,7 +80,7 @@ def test_predictions_come_out(experiment, tmp_path):
 
 def test_every_experiment_has_a_yaml_and_a_test():
     made = {
-        path.stem: build(yaml.safe_load(path.read_text("utf-8")), trust=("dlm",))
+        path.stem: build(compose("lab", [f"lab={path.stem}"]).plain("lab"), trust=("dlm",))
         for path in CONFIGS.glob("*.yaml")
     }
     assert all(isinstance(experiment, Experiment) for experiment in made.values())
@@ -107,6 +122,69 @@ def test_experiments_fail_where_predictions_do():
     assert not Steps(steps=(1, 2), length=2, slack=0.01).run().holds
     assert not Kappa(kappas=(2.0, 1.0, 0.5), lengths=(4, 8), short=(4, 8)).run().holds
     assert not Vocabulary(symbols=(2, 3), repeats=2, steps=4).run().holds
+    assert not Estimation(Table(2, 2, Dirichlet(1.0)), steps=(1, 2), counts=(9,)).run().holds
+
+
+@final
+class Misjudged(Law):
+    """A chain that says the curve of another."""
+
+    def __init__(self, length: int = 8) -> None:
+        self.chain, self.other = (
+            MarkovChain(length, 3, Lazy(0.9)),
+            MarkovChain(length, 3, Lazy(0.5)),
+        )
+        self.length, self.symbols = length, 3
+
+    @property
+    def draws(self) -> int:
+        return self.chain.draws
+
+    def from_uniforms(self, u: torch.Tensor) -> torch.Tensor:
+        return self.chain.from_uniforms(u)
+
+    def log_prob(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.chain.log_prob(tokens)
+
+    def log_weights(self, log_evidence: torch.Tensor) -> torch.Tensor:
+        return self.chain.log_weights(log_evidence)
+
+    def log_marginal(self, log_evidence: torch.Tensor) -> torch.Tensor:
+        return self.chain.log_marginal(log_evidence)
+
+    def exact_entropy(self) -> float | None:
+        return self.chain.exact_entropy()
+
+    def exact_curve(self) -> InformationCurve | None:
+        return self.other.exact_curve()
+
+
+def test_plans_notice_a_curve_that_is_not_that_of_the_law():
+    wrong = {claim.name for claim in Plans(Misjudged()).run().claims if not claim.holds}
+    assert "entropy, nats" not in wrong
+    assert {"total correlation, nats", "even, 2 calls: nats lost"} <= wrong
+
+
+def test_plans_hold_on_a_law_whose_curve_is_estimated():
+    law = HiddenMarkov(10, 3, 2, Lazy(0.9), Dirichlet(0.5), None)
+    assert law.curve().stderr is not None
+    result = Plans(law, steps=(1, 3), samples=200).run()
+    assert [claim for claim in result.claims if not claim.holds] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Plans(Checksum(4, 2), steps=(0, 2)), "steps from 1 on, got"),
+        (lambda: Plans(Checksum(4, 2), steps=()), "steps from 1 on, got"),
+        (lambda: Plans(Checksum(4, 2), samples=1), "samples must be at least 2, got 1"),
+        (lambda: Estimation(Checksum(4, 2)), "without impossible sequences"),
+        (lambda: Estimation(MarkovChain(8, 3, Lazy(0.5))), "at most 300 sequences, got 3\\^8"),
+    ],
+)
+def test_laws_that_an_experiment_cannot_take(make, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make()
 
 
 def test_adaptive_refuses_cases_without_an_answer():
