@@ -50,7 +50,7 @@ from dlm.spec import build
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "lab"
 TINY = [
-    Steps(steps=(8, 16, 32), length=2),
+    Steps(steps=(32, 64, 128), length=2),
     Pairs(lengths=(16, 64), steps=(64, 128, 256)),
     Information(length=256, steps=(4, 8, 16)),
     Adaptive(lengths=(64,), steps=(8,)),
@@ -130,10 +130,8 @@ class Misjudged(Law):
     """A chain that says the curve of another."""
 
     def __init__(self, length: int = 8) -> None:
-        self.chain, self.other = (
-            MarkovChain(length, 3, Lazy(0.9)),
-            MarkovChain(length, 3, Lazy(0.5)),
-        )
+        self.chain = MarkovChain(length, 3, Lazy(0.9))
+        self.other = MarkovChain(length, 3, Lazy(0.5))
         self.length, self.symbols = length, 3
 
     @property
