@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,16 +103,45 @@ def as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) else value
 
 
+@contextmanager
+def writing(path: str) -> Iterator[Path]:
+    """The place of a file while it is written: what goes wrong there is a sentence.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield Path(path).expanduser()
+    except OSError as error:
+        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Refuse files that cannot be written, before the work; nothing is left behind.
+
+    A draft is made and removed where the file, or the first folder on the way to it, will stand:
+    permission bits alone do not tell, neither for root nor on file systems that take no files.
+
+    Raises:
+        UserError: a file that cannot be written; None is no file.
+    """
+    for path in (path for path in paths if path is not None):
+        with writing(path) as place:
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            folder = next(above for above in place.absolute().parents if above.exists())
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{place.name}.tmp-"):
+                pass
+
+
 def write_text(path: str, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        replace_text(Path(path).expanduser(), text)
-    except OSError as error:
-        raise UserError(f"cannot write {path!r}: {error.strerror}") from error
+    with writing(path) as place:
+        replace_text(place, text)
 
 
 def table(title: str, rows: dict[str, str]) -> Table:

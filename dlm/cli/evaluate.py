@@ -17,6 +17,7 @@ from rich.table import Table
 from dlm.checkpoint import weights_hash
 from dlm.cli.common import (
     as_text,
+    check_outputs,
     compose_arguments,
     number,
     progress_bar,
@@ -64,6 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("evaluate", arguments).plain()
     keys = request(EvaluateRequest, {**config, "precision": as_text(config["precision"])})
+    check_outputs(keys.output)
     saved = Saved.of(keys)
     denoiser, meta = saved.loaded.denoiser, saved.loaded.meta
     labels = saved.classes if keys.condition == "labels" else None

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from dlm.cli.common import (
     as_text,
+    check_outputs,
     compose_arguments,
     number,
     progress_bar,
@@ -61,6 +62,12 @@ class FitRequest:
                 f"schedule by its name, got {self.output!r}"
             )
 
+    @property
+    def times(self) -> str:
+        """The file of the times, DIR/times/NAME.yaml."""
+        path = Path(self.output)
+        return str(path.parent.parent / "times" / path.name)
+
 
 def run(arguments: Sequence[str]) -> None:
     """Measure, show and write.
@@ -70,6 +77,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("fit", arguments).plain()
     keys = request(FitRequest, {**config, "precision": as_text(config["precision"])})
+    check_outputs(keys.output, keys.times)
     saved = Saved.of(keys)
     blocks, denoiser = saved.blocks(saved.classes), saved.loaded.denoiser
     each = max(1, round(keys.draws / max(1, len(blocks))))
@@ -140,12 +148,10 @@ def _write(keys: FitRequest, profile: Profile, schedule: Schedule, fitted: Piece
         "bins": keys.bins,
         "even_share": 0.1,
     }
-    path = Path(keys.output)
-    beside = path.parent.parent / "times" / path.name
     for file, note, content in (
-        (path, "equal loss in equal times", target),
-        (beside, f"times for {schedule}", times),
+        (keys.output, "equal loss in equal times", target),
+        (keys.times, f"times for {schedule}", times),
     ):
         text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
-        write_text(str(file), f"{origin}: {note}\n{text}")
+        write_text(file, f"{origin}: {note}\n{text}")
         say(screen(), f"wrote {file}")

@@ -20,6 +20,7 @@ from rich.console import Console
 from dlm.checkpoint import Loaded, load, weights_hash
 from dlm.cli.blocks import Blocks, blocks_spec
 from dlm.cli.common import (
+    check_outputs,
     compose_arguments,
     pick_device,
     progress_bar,
@@ -27,6 +28,7 @@ from dlm.cli.common import (
     say,
     screen,
     write_text,
+    writing,
 )
 from dlm.cli.guide import Guidance, guided
 from dlm.cli.prompts import Allowed, Asked, at_line, make_template, read_prompts
@@ -117,6 +119,7 @@ def run(arguments: Sequence[str]) -> None:
         UserError: a checkpoint, a prompt or a setting that does not fit.
     """
     keys = request(GenerateRequest, compose_arguments("generate", arguments).plain())
+    check_outputs(keys.output, keys.trace)
     sampler = build(keys.sampler, trust=("dlm", *keys.trust), path="sampler")
     device, console = pick_device(keys.device), screen()
     loaded = load(keys.checkpoint, trust=keys.trust)
@@ -128,10 +131,8 @@ def run(arguments: Sequence[str]) -> None:
         if not keys.stream:
             say(console, record["text"])
     if keys.output is not None:
-        try:
-            write_records(keys.output, records)
-        except OSError as error:
-            raise UserError(f"cannot write {keys.output!r}: {error.strerror}") from error
+        with writing(keys.output) as place:
+            write_records(place, records)
         say(console, f"wrote {keys.output}")
     if keys.trace is not None:
         write_text(keys.trace, job.trace_page())

@@ -21,12 +21,13 @@ from dlm.cli import profile_figures as figures
 from dlm.cli import profile_report as report
 from dlm.cli.common import (
     as_text,
+    check_outputs,
     compose_arguments,
     progress_bar,
     request,
     say,
     screen,
-    write_text,
+    writing,
 )
 from dlm.cli.saved import Saved, chosen
 from dlm.data import Batch
@@ -37,6 +38,7 @@ from dlm.evaluation.plan_costs import PlanCosts
 from dlm.evaluation.profile import measure_profile
 from dlm.evaluation.sensitivity import NOISE_LEVELS, measure_sensitivity, probe_refusal
 from dlm.evaluation.step_costs import candidate_levels, measure_step_costs
+from dlm.files import replace_text
 from dlm.processes import Process
 
 RESAMPLED = 400  # sets of sequences drawn with replacement, for the intervals
@@ -90,6 +92,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     config = compose_arguments("profile", arguments).plain()
     keys = request(ProfileRequest, {**config, "precision": as_text(config["precision"])})
+    check_outputs(keys.output)
     saved = Saved.of(keys)
     process = saved.loaded.denoiser.process
     if keys.probe and (refusal := probe_refusal(process)) is not None:
@@ -202,19 +205,17 @@ class _Profile:
             **{name: getattr(keys, name) for name in ("split", "sequences", "draws", "target")},
             **self.shared,
         }
-        try:
+        with writing(output) as place:
             if curve is not None:
-                curve.save(Path(output).expanduser(), **content)
+                curve.save(place, **content)
             else:
                 text = json.dumps({"kind": "step_costs", **content}, indent=2, allow_nan=False)
-                write_text(output, text + "\n")
+                replace_text(place, text + "\n")
             say(self.console, f"wrote {output}")
             for suffix, draw in self.images:
-                image = Path(output).expanduser().with_suffix(f"{suffix}.png")
+                image = place.with_suffix(f"{suffix}.png")
                 draw(image)
                 say(self.console, f"wrote {image}")
-        except OSError as error:
-            raise UserError(f"cannot write {output!r}: {error.strerror}") from error
         say(self.console, "try next:")
         called = f"  dlm generate checkpoint={keys.checkpoint}"
         path, steps = output, f"sampler.steps={self.budget}"
