@@ -50,7 +50,7 @@ from dlm.spec import build
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "lab"
 TINY = [
-    Steps(steps=(32, 64, 128), length=2),
+    Steps(steps=(8, 16, 32), length=2),
     Pairs(lengths=(16, 64), steps=(64, 128, 256)),
     Information(length=256, steps=(4, 8, 16)),
     Adaptive(lengths=(64,), steps=(8,)),
