@@ -36,14 +36,15 @@ class Plan(ABC):
     """Sizes of the steps, and the level at which the network is asked in each."""
 
     @abstractmethod
-    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int | Tensor) -> Tensor:
         """Positions to open in each step, int64 (B, steps); rows sum to `hidden`.
 
         Args:
             hidden: positions to open in each sequence, int64 (B,).
             steps: K >= 1.
             key: of a random plan; its rows are the sequences.
-            total: L, hidden and given positions together.
+            total: L, hidden and given positions together, without padding; of each sequence, int64
+                (B,), or one for all.
         """
 
     @abstractmethod
@@ -75,13 +76,14 @@ class TabledPlan(Plan):
         return self.outcomes(hidden, steps, total)
 
     @final
-    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int | Tensor) -> Tensor:
         """See `Plan`."""
         result = torch.zeros(len(hidden), steps, dtype=torch.int64, device=hidden.device)
         u = key.fold("outcome").uniform()
-        for count in hidden.unique().tolist():
-            chance, sizes = self.table(count, steps, total)
-            rows = hidden == count
+        asked = torch.stack([hidden, _each(total, hidden)], -1)
+        for count, length in asked.unique(dim=0).tolist():
+            chance, sizes = self.table(count, steps, length)
+            rows = (asked == asked.new_tensor([count, length])).all(-1)
             log_chance = torch.from_numpy(chance).log().to(hidden.device)
             chosen = sample_categorical(log_chance.expand(int(rows.sum()), -1), u[rows])
             result[rows] = torch.from_numpy(sizes).to(hidden.device)[chosen]
@@ -92,6 +94,11 @@ class TabledPlan(Plan):
         """See `Plan`."""
         chance, sizes = self.table(hidden, steps, total)
         return chance @ waits_of(sizes, hidden)
+
+
+def _each(total: int | Tensor, hidden: Tensor) -> Tensor:
+    """L of each sequence, int64 (B,)."""
+    return torch.as_tensor(total, device=hidden.device).expand_as(hidden)
 
 
 def _certain(sizes: np.ndarray | list[int], steps: int) -> Outcomes:
@@ -218,15 +225,16 @@ class Equaliser(Plan):
     Sizes are drawn one after the other (`dlm.samplers.equaliser`).
     """
 
-    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int) -> Tensor:
+    def sizes(self, hidden: Tensor, steps: int, *, key: Key, total: int | Tensor) -> Tensor:
         """See `Plan`."""
-        share = shares(total, min(steps, max(1, total))).to(hidden.device)
+        longest = max(_each(total, hidden).tolist(), default=0)
+        share = shares(longest, min(steps, max(1, longest))).to(hidden.device)
         left, drawn = hidden, []
         u = key.fold("sizes").uniform(steps)
         for k in range(steps):
             after = steps - k - 1  # steps that follow
             size = (left > 0).long() if after else left
-            if 0 < after < total - 1:
+            if 0 < after < longest - 1:
                 law = first_size(share[after - 1], left.clamp(min=2))
                 chosen = 1 + sample_categorical(law.log(), u[:, k])
                 size = torch.where(left > after + 1, chosen, size)

@@ -111,7 +111,7 @@ class RevealSampler(Sampler):
             raise UserError(refusal)
         run = _Run(self, predictor, shape, key, prompt, context)
         steps = self.calls(shape[1])
-        sizes = self.plan.sizes(run.total, steps, key=key.fold("plan"), total=shape[1])
+        sizes = self.plan.sizes(run.total, steps, key=key.fold("plan"), total=run.length)
         levels = self.plan.levels(sizes, key=key.fold("plan"))
         for k in range(steps):
             if run.hidden.any():
@@ -148,6 +148,7 @@ class _Run:
             context = with_prompt(context, prompt, key)
         self.total = self.hidden.sum(-1)
         self.text = is_text(context, self.state.tokens)
+        self.length = (self.hidden | self.text).sum(-1)  # padding is neither
         self.network = CountedNetwork(predictor, shape[0], context, device)
         self.confidence = torch.full(shape, torch.nan, device=device)
         self.columns = torch.arange(shape[1], device=device).expand(shape)

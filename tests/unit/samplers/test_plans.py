@@ -226,6 +226,20 @@ def test_sizes_sum_to_what_is_hidden(plan, hidden, steps, seed):
     assert torch.equal(plan.levels(alone, key=key[last]), levels[last])
 
 
+@pytest.mark.parametrize("name", names("plan"))
+def test_a_text_is_planned_by_its_own_length(name):
+    """Texts of different lengths in one batch, each as if it were alone, also with equal numbers
+    of hidden positions.
+    """
+    plan = built("plan", name, *with_profile("plan", name))
+    hidden, lengths = torch.tensor([9, 6, 6, 0, 6, 12]), torch.tensor([12, 7, 12, 5, 6, 12])
+    for steps in (1, 3, 4):
+        together = plan.sizes(hidden, steps, key=keys(6), total=lengths)
+        for row, (count, length) in enumerate(zip(hidden, lengths.tolist(), strict=True)):
+            own = plan.sizes(count[None], steps, key=keys(1, row), total=length)
+            assert torch.equal(together[row], own[0])
+
+
 @every_random
 def test_sequences_draw_on_their_own(plan):
     sizes = drawn(plan, 64, 30, 5)

@@ -15,12 +15,13 @@ from dlm.samplers import (
     EvenGrid,
     Gibbs,
     GridSampler,
+    InformationCurve,
     Prompt,
     ReMDM,
 )
 from dlm.samplers.base import check_prompt
 from dlm.samplers.orders import Confidence, Random
-from dlm.samplers.plans import Balanced, Even, FirstHitting
+from dlm.samplers.plans import Balanced, Even, FirstHitting, FromProfile
 from dlm.samplers.prompts import Template, cut, pack
 from dlm.samplers.reveal import RevealSampler
 from tests.toys import SYMBOLS, absorbing, correlated_law, processes
@@ -86,6 +87,30 @@ def test_a_sequence_is_the_same_alone_and_padded(process, name):
         assert torch.equal(text, alone.tokens[0])
         assert samples.calls[row] == alone.calls[0]
         assert text[1] == 1
+
+
+def test_a_measured_plan_opens_the_same_positions_alone_and_padded(tmp_path):
+    """Padding is not given: each text uses its own part of the curve."""
+    InformationCurve((0.0, 0.0, 0.1, 0.2, 0.7, 1.5, 1.6, 1.7, 1.7)).save(tmp_path / "curve.json")
+    made = RevealSampler(FromProfile(str(tmp_path / "curve.json")), Random(), steps=3)
+    predictor, key = network(absorbing()), Key(3, torch.arange(4))
+
+    def reached(templates, rows):
+        """The positions that are open after each step, and the texts."""
+        prompt, context, lengths = pack(templates, pad=2)
+        steps = []
+        shape = (len(templates), int(lengths.max()))
+        settings = {"prompt": prompt, "context": context}
+        samples = made(predictor, shape, key=key[rows], on_step=steps.append, **settings)
+        done = torch.stack([step.alpha for step in steps], -1)
+        return done.tolist(), cut(samples.tokens, lengths)
+
+    templates = [template(n, given=[1]) for n in (5, 9, 3, 7)]
+    together, texts = reached(templates, torch.arange(4))
+    for row, text in enumerate(texts):
+        (alone,), (own,) = reached([templates[row]], torch.tensor([row]))
+        assert together[row] == alone
+        assert torch.equal(text, own)
 
 
 @pytest.mark.parametrize("process", processes(), ids=repr)
