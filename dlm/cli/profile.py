@@ -36,8 +36,14 @@ from dlm.evaluation.dependence import full_rows, known_counts, measure_dependenc
 from dlm.evaluation.gradients import measure_gradients
 from dlm.evaluation.plan_costs import PlanCosts
 from dlm.evaluation.profile import measure_profile
-from dlm.evaluation.sensitivity import NOISE_LEVELS, measure_sensitivity, probe_refusal
+from dlm.evaluation.sensitivity import (
+    NOISE_LEVELS,
+    measure_sampled_sensitivity,
+    measure_sensitivity,
+    probe_refusal,
+)
 from dlm.evaluation.step_costs import candidate_levels, measure_step_costs
+from dlm.evaluation.terms import measure_terms
 from dlm.files import replace_text
 from dlm.processes import Process
 
@@ -174,21 +180,27 @@ class _Profile:
     def probe(self, content: dict[str, Any]) -> None:
         """How much leave-one-out posteriors look at their own token."""
         batches = self._batches("probe", self._fewer, (PROBED + 1) * len(NOISE_LEVELS))
-        found = measure_sensitivity(
-            self.denoiser, batches, positions=PROBED, device=self.device, **self.shared
+        shared = {"positions": PROBED, "device": self.device, **self.shared}
+        read = measure_sensitivity(self.denoiser, batches, **shared)
+        say(self.console, f"the same on the way of {self._fewer} samples, {self.budget} steps")
+        drawn = measure_sampled_sensitivity(
+            self.denoiser, self._fewer, self.length, steps=self.budget, **shared
         )
+        found = {"held-out text": read, "samples": drawn}
         content["sensitivity"] = report.sensitivity_record(found)
         self.console.print(report.sensitivity_table(found))
         self.images.append((".probe", lambda path: figures.draw_sensitivity(path, found)))
 
     def diagnose(self, content: dict[str, Any]) -> None:
-        """Loss and variance of the gradient by noise level."""
+        """Loss by noise level and by term, and the variance of the gradient."""
+        batches = self._batches("terms", self.keys.sequences, LEVELS)
+        terms = measure_terms(self.denoiser, batches, draws=LEVELS, **self.shared)
         batches = self._batches("loss", self.keys.sequences, 2 * LEVELS)
         loss = measure_profile(self.denoiser, batches, bins=BINS, draws=2 * LEVELS, **self.shared)
         batches = self._batches("gradients", self._fewer, 3 * LEVELS)
         noise = measure_gradients(self.denoiser, batches, bins=BINS, draws=LEVELS, **self.shared)
-        content["diagnostics"] = report.diagnostics_record(loss, noise)
-        for shown in report.diagnostics_tables(loss, noise):
+        content["diagnostics"] = report.diagnostics_record(loss, noise, terms)
+        for shown in (report.terms_table(terms), *report.diagnostics_tables(loss, noise)):
             self.console.print(shown)
         self.images.append(
             (".diagnostics", lambda path: figures.draw_diagnostics(path, loss, noise))

@@ -76,17 +76,19 @@ def draw_grids(
     _finish(figure, image)
 
 
-def draw_sensitivity(image: Path, found: Sensitivity) -> None:
-    """Total variation and KL by noise level."""
-    figure, (axes,) = _panels(1)
-    noise = found.noise.numpy()
-    tv, kl = found.total_variation.numpy(), found.kl.numpy()
-    errors = found.total_variation_stderr.numpy(), found.kl_stderr.numpy()
-    axes.errorbar(noise, tv, 1.96 * errors[0], marker=".", label="total variation")
-    axes.errorbar(noise, kl, 1.96 * errors[1], marker=".", label="KL (nats)")
-    axes.set_xlabel("noise level 1 - alpha")
-    axes.set_ylabel("change when the token itself is drawn anew")
-    axes.set_ylim(bottom=0)
+def draw_sensitivity(image: Path, found: Mapping[str, Sensitivity]) -> None:
+    """Total variation and KL by noise level, and by where the states come from."""
+    figure, (left, right) = _panels(2)
+    for name, one in found.items():
+        noise = one.noise.numpy()
+        tv, kl = one.total_variation.numpy(), one.kl.numpy()
+        errors = one.total_variation_stderr.numpy(), one.kl_stderr.numpy()
+        left.errorbar(noise, tv, 1.96 * errors[0], marker=".", label=name)
+        right.errorbar(noise, kl, 1.96 * errors[1], marker=".", label=name)
+    for axes, what in ((left, "total variation"), (right, "KL (nats)")):
+        axes.set_xlabel("noise level 1 - alpha")
+        axes.set_ylabel(f"{what} when the token itself is drawn anew")
+        axes.set_ylim(bottom=0)
     _finish(figure, image)
 
 

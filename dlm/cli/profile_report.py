@@ -15,6 +15,7 @@ from dlm.evaluation.plan_costs import MEASURED, Calls, Interval, PlanCosts
 from dlm.evaluation.profile import Profile
 from dlm.evaluation.sensitivity import Sensitivity
 from dlm.evaluation.step_costs import StepCosts
+from dlm.evaluation.terms import TERMS, BoundTerms
 from dlm.samplers.grids import CosineGrid, EvenGrid, GeometricGrid, best_grid
 from dlm.schedules import Schedule
 
@@ -91,20 +92,31 @@ def _named_grids(
     return {**named, MEASURED: {k: best_grid(levels, loss, k) for k in budgets}}
 
 
-def sensitivity_record(found: Sensitivity) -> dict[str, Any]:
-    """By noise level."""
+def sensitivity_record(found: Mapping[str, Sensitivity]) -> dict[str, Any]:
+    """By where the states come from and noise level."""
     return {
-        "noise": found.noise.tolist(),
-        "total_variation": found.total_variation.tolist(),
-        "total_variation_stderr": found.total_variation_stderr.tolist(),
-        "kl": found.kl.tolist(),
-        "kl_stderr": found.kl_stderr.tolist(),
+        name: {
+            "noise": one.noise.tolist(),
+            "total_variation": one.total_variation.tolist(),
+            "total_variation_stderr": one.total_variation_stderr.tolist(),
+            "kl": one.kl.tolist(),
+            "kl_stderr": one.kl_stderr.tolist(),
+        }
+        for name, one in found.items()
     }
 
 
-def diagnostics_record(loss: Profile, noise: GradientNoise) -> dict[str, Any]:
-    """Loss and gradient by noise level."""
+def diagnostics_record(loss: Profile, noise: GradientNoise, terms: BoundTerms) -> dict[str, Any]:
+    """Loss by noise level and by term, and the gradient by noise level."""
     return {
+        "terms": {
+            "names": list(TERMS),
+            "nats": terms.nats.tolist(),
+            "stderr": terms.stderr.tolist(),
+            "share": terms.share.tolist(),
+            "positions": terms.positions.tolist(),
+            "prior": terms.prior,
+        },
         "loss": {
             "edges": loss.edges.tolist(),
             "nats": loss.mean.tolist(),
@@ -197,17 +209,40 @@ def grid_sentence(grids: Grids, budget: int) -> str:
     )
 
 
-def sensitivity_table(found: Sensitivity) -> Table:
-    """By noise level."""
+def sensitivity_table(found: Mapping[str, Sensitivity]) -> Table:
+    """Total variation and KL by noise level and where the states come from, +- standard error."""
     grid = Table(
         title="change of a leave-one-out posterior when its own token is drawn anew",
         title_justify="left",
     )
-    for name in ("1 - alpha", "total variation", "stderr", "KL nats", "stderr"):
+    grid.add_column("1 - alpha", justify="right")
+    columns = []
+    for name, one in found.items():
+        for what, mean, error in (
+            ("TV", one.total_variation, one.total_variation_stderr),
+            ("KL", one.kl, one.kl_stderr),
+        ):
+            grid.add_column(f"{name}: {what}", justify="right")
+            columns.append([f"{m:.3f} +- {e:.3f}" for m, e in zip(mean, error, strict=True)])
+    noise = next(iter(found.values())).noise.tolist()
+    for level, *row in zip(noise, *columns, strict=True):
+        grid.add_row(f"{level:g}", *row)
+    return grid
+
+
+def terms_table(terms: BoundTerms) -> Table:
+    """The bound by what a noisy position shows."""
+    grid = Table(title="the bound by what a noisy position shows", title_justify="left")
+    for name in ("shows", "nats/token", "stderr", "share of the bound", "share of positions"):
         grid.add_column(name, justify="right")
-    columns = (found.total_variation, found.total_variation_stderr, found.kl, found.kl_stderr)
-    for row in zip(found.noise.tolist(), *(c.tolist() for c in columns), strict=True):
-        grid.add_row(f"{row[0]:g}", *(f"{value:.4f}" for value in row[1:]))
+    rows = zip(TERMS, terms.nats, terms.stderr, terms.share, terms.positions, strict=True)
+    for name, nats, error, share, positions in rows:
+        if positions > 0:
+            grid.add_row(
+                name, f"{nats:.3f}", f"{error:.3f}", f"{100 * share:.1f} %",
+                f"{100 * positions:.1f} %",
+            )  # fmt: skip
+    grid.add_row("prior", f"{terms.prior:.3f}", "0", "", "")
     return grid
 
 

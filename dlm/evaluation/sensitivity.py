@@ -7,10 +7,11 @@ noise, leaves everything else as it is, asks again, and compares what is said of
     tv = 1/2 sum_v |loo_i(v | z) - loo_i(v | z')|,     kl = KL(loo_i(. | z) || loo_i(. | z'))
 
 for z' = z but at i. Both are 0 where the posterior ignores its token. Samplers that treat it as a
-leave-one-out posterior (ancestral steps, Gibbs correctors) are off by about that much. Measured on
-held-out text at levels of noise. A position that shows MASK is left out, and for lifted noise the
-noise token of a position that shows it is drawn anew. Absorbing noise has nothing to probe: MASK
-says nothing of its token.
+leave-one-out posterior (ancestral steps, Gibbs correctors) are off by about that much. Measured at
+levels of noise, on held-out text (`measure_sensitivity`) and on the states that the ancestral
+sampler comes through (`measure_sampled_sensitivity`), which need not look like noisy text. A
+position that shows MASK is left out, and for lifted noise the noise token of a position that shows
+it is drawn anew. Absorbing noise has nothing to probe: MASK says nothing of its token.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from dlm.errors import UserError
 from dlm.evaluation.likelihood import autocast, noised, to_device
 from dlm.processes import Process, State
 from dlm.random import Key, sample_categorical
+from dlm.samplers import Ancestral, EvenGrid, Grid, GridSampler, Step
+from dlm.schedules import Schedule
 
 NOISE_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # 1 - alpha
 
@@ -104,47 +107,157 @@ def measure_sensitivity(
     Raises:
         UserError: a process with nothing to probe, positions below 1, or too few sequences.
     """
-    if (refusal := probe_refusal(predictor.process)) is not None:
-        raise UserError(refusal)
-    if positions < 1:
-        raise UserError(f"positions must be at least 1, got {positions}")
-    device = device or torch.device("cpu")
-    noise = torch.tensor(NOISE_LEVELS, dtype=torch.float64)
-    times = predictor.process.schedule.inverse(1 - noise).to(device)
-    sums = torch.zeros(5, len(noise), dtype=torch.float64, device=device)
+    probe = _Probe(predictor, positions, seed, precision, device)
     for batch in batches:
-        batch = to_device(batch, device)
-        for at, t in enumerate(times):
-            key = Key(seed, batch.rows).fold("sensitivity", at)
-            with autocast(precision, device):
-                count, tv, kl = sequence_sensitivity(predictor, batch, t, positions, key)
-            seen = count > 0
-            tv, kl = tv[seen] / count[seen], kl[seen] / count[seen]
-            parts = (seen.double(), tv, tv * tv, kl, kl * kl)
-            sums[:, at] += torch.stack([part.sum() for part in parts])
-    sums = sums.cpu()
-    if sums[0].min() < 2:
-        raise UserError(
-            f"the probe found a position to draw anew in {int(sums[0].min())} sequences at some "
-            "noise level; it needs two: raise sequences or probe_positions"
-        )
-    return Sensitivity(noise, sums)
+        batch = to_device(batch, probe.device)
+        context = Context(documents=batch.documents, condition=batch.condition)
+        for at, t in enumerate(probe.times):
+            times = t.expand(len(batch.rows))
+            key = probe.key(batch.rows, at)
+            state = noised(predictor.process, batch, times, key)
+            probe.add(at, state, batch.valid, key, context)
+    return probe.result()
 
 
-def sequence_sensitivity(
-    predictor: Predictor, batch: Batch, t: Tensor, positions: int, key: Key
+@torch.no_grad()
+def measure_sampled_sensitivity(
+    predictor: Predictor,
+    sequences: int,
+    length: int,
+    *,
+    steps: int = 64,
+    positions: int = 2,
+    seed: int = 0,
+    precision: str = "32",
+    device: torch.device | None = None,
+    batch_size: int = 16,
+) -> Sensitivity:
+    """Probe a model on the way of its own samples: the ancestral sampler on even levels.
+
+    Args:
+        predictor: in evaluation mode.
+        sequences: drawn, at least 2.
+        length: of each.
+        steps: of the sampler; the levels of the probe are added to its grid.
+        positions, seed, precision, device: see `measure_sensitivity`.
+        batch_size: sequences at a time; changes no number.
+
+    Raises:
+        UserError: as `measure_sensitivity`.
+    """
+    probe = _Probe(predictor, positions, seed, precision, device)
+    places = {alpha: at for at, alpha in enumerate(1 - level for level in NOISE_LEVELS)}
+    sampler = GridSampler(Ancestral(), _Through(tuple(places)), steps=steps)
+    for rows in torch.arange(sequences, device=probe.device).split(batch_size):
+        everywhere = torch.ones(len(rows), length, dtype=torch.bool, device=probe.device)
+
+        def look(step: Step, rows: Tensor = rows, valid: Tensor = everywhere) -> None:
+            at = places.get(float(step.alpha[0]))
+            if at is not None:
+                probe.add(at, step.state, valid, probe.key(rows, at), Context())
+
+        with autocast(precision, probe.device):
+            key = Key(seed, rows).fold("sensitivity samples")
+            sampler(predictor, (len(rows), length), key=key, on_step=look)
+    return probe.result()
+
+
+@final
+@dataclass(frozen=True)
+class _Through(Grid):
+    """Even levels, and these."""
+
+    through: tuple[float, ...]
+
+    def levels(self, steps: int, schedule: Schedule) -> Tensor:
+        even = EvenGrid().levels(steps, schedule)
+        extra = torch.tensor(self.through, dtype=torch.float64)
+        return torch.cat([even, extra]).unique()
+
+
+@final
+class _Probe:
+    """Sums by noise level, and what goes into them."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        positions: int,
+        seed: int,
+        precision: str,
+        device: torch.device | None,
+    ) -> None:
+        if (refusal := probe_refusal(predictor.process)) is not None:
+            raise UserError(refusal)
+        if positions < 1:
+            raise UserError(f"positions must be at least 1, got {positions}")
+        self.predictor, self.positions, self.seed = predictor, positions, seed
+        self.precision, self.device = precision, device or torch.device("cpu")
+        self.noise = torch.tensor(NOISE_LEVELS, dtype=torch.float64)
+        self.times = predictor.process.schedule.inverse(1 - self.noise).to(self.device)
+        self.sums = torch.zeros(5, len(NOISE_LEVELS), dtype=torch.float64, device=self.device)
+
+    def key(self, rows: Tensor, at: int) -> Key:
+        """Of the sequences, at one level."""
+        return Key(self.seed, rows).fold("sensitivity", at)
+
+    def add(self, at: int, state: State, valid: Tensor, key: Key, context: Context) -> None:
+        """Probe a batch at a level."""
+        with autocast(self.precision, self.device):
+            count, tv, kl = state_sensitivity(
+                self.predictor, state, valid, self.times[at], self.positions, key, context
+            )
+        seen = count > 0
+        tv, kl = tv[seen] / count[seen], kl[seen] / count[seen]
+        parts = (seen.double(), tv, tv * tv, kl, kl * kl)
+        self.sums[:, at] += torch.stack([part.sum() for part in parts])
+
+    def result(self) -> Sensitivity:
+        """What was found.
+
+        Raises:
+            UserError: fewer than two sequences at some level.
+        """
+        sums = self.sums.cpu()
+        if sums[0].min() < 2:
+            raise UserError(
+                f"the probe found a position to draw anew in {int(sums[0].min())} sequences at "
+                "some noise level; it needs two: raise sequences"
+            )
+        return Sensitivity(self.noise, sums)
+
+
+def state_sensitivity(
+    predictor: Predictor,
+    state: State,
+    valid: Tensor,
+    t: Tensor,
+    positions: int,
+    key: Key,
+    context: Context,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions probed at one time, and the sums of tv and kl over them, float64 (B,) each."""
-    process, length = predictor.process, batch.tokens.shape[1]
-    times = t.expand(len(batch.rows))
-    context = Context(documents=batch.documents, condition=batch.condition)
-    state = noised(process, batch, times, key)
-    shows = batch.valid & (state.tokens != (-1 if process.mask_id is None else process.mask_id))
+    """Positions probed in noisy sequences, and the sums of tv and kl over them.
+
+    Args:
+        predictor: in evaluation mode.
+        state: tokens (B, L).
+        valid: bool (B, L), where a position may be probed.
+        t: the time of all, float64 scalar.
+        positions: of each sequence.
+        key: rows (B,).
+        context: documents, condition.
+
+    Returns:
+        Three of float64 (B,).
+    """
+    process, (size, length) = predictor.process, state.tokens.shape
+    times = t.expand(size)
+    shows = valid & (state.tokens != (-1 if process.mask_id is None else process.mask_id))
     if state.noise is not None:
         shows = shows & process.active(state)
     order = key.fold("positions").uniform(length).masked_fill(~shows, 2.0).argsort(-1)
     features = predictor.hidden(state, times, context)
-    count = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.tokens.device)
+    count = torch.zeros(size, dtype=torch.float64, device=valid.device)
     tv, kl = torch.zeros_like(count), torch.zeros_like(count)
     rows = torch.arange(len(count), device=count.device)
     for k in range(min(positions, length)):

@@ -114,7 +114,15 @@ def test_even_noise_gets_a_grid_a_probe_and_diagnostics(dlm, uniform, tmp_path):
     content = json.loads(output.read_text())
     assert set(content["grids"]) == {*GRIDS, MEASURED}
     assert len(ProfileGrid(str(output)).levels(4, Linear())) == 5
-    assert min(content["sensitivity"]["total_variation"]) > 0
+    assert set(content["sensitivity"]) == {"held-out text", "samples"}
+    for found in content["sensitivity"].values():
+        assert min(found["total_variation"]) > 0
+        assert len(found["kl_stderr"]) == len(found["noise"]) == 12
+    terms = content["diagnostics"]["terms"]
+    assert terms["names"] == ["hidden", "replaced", "kept"]
+    assert terms["share"][0] == 0
+    assert sum(terms["share"]) == pytest.approx(1)
+    assert min(terms["nats"][1:]) > 0
     diagnostics = content["diagnostics"]
     assert sum(diagnostics["loss"]["share"]) == pytest.approx(1)
     assert min(diagnostics["gradient"]["variance"]) > 0

@@ -5,12 +5,15 @@ import torch
 
 from dlm import Denoiser
 from dlm.data import Batch
+from dlm.denoiser import Context
 from dlm.errors import UserError
+from dlm.evaluation.likelihood import noised
 from dlm.evaluation.sensitivity import (
     NOISE_LEVELS,
+    measure_sampled_sensitivity,
     measure_sensitivity,
     probe_refusal,
-    sequence_sensitivity,
+    state_sensitivity,
 )
 from dlm.lab import Oracle
 from dlm.networks import DiT
@@ -73,7 +76,8 @@ def test_the_new_token_follows_the_noise_and_is_no_mask():
         key = Key(0, torch.arange(4000))
         t = process.schedule.inverse(double(0.9))
         batch = text(4000)
-        count, tv, _ = sequence_sensitivity(Peeking(process), batch, t, 1, key)
+        state = noised(process, batch, t.expand(4000), key)
+        count, tv, _ = state_sensitivity(Peeking(process), state, batch.valid, t, 1, key, Context())
         assert count.max() == 1
         moved = (tv > 0.1).double().sum() / count.sum()
         shown = torch.bincount(batch.tokens.flatten(), minlength=3) / batch.tokens.numel()
@@ -96,6 +100,48 @@ def test_a_network_looks_and_the_batch_changes_nothing():
     assert (one.total_variation > 1e-3).all()
 
 
+@pytest.mark.parametrize("make", [uniform, prior, hybrid, lifted])
+def test_an_exact_posterior_does_not_look_on_the_way_of_samples_either(make):
+    found = measure_sampled_sensitivity(Oracle(LAW, make()), 60, 3, steps=6)
+    assert (found.total_variation == 0).all()
+    assert found.sums[0].min() >= 2
+
+
+class Zeros:
+    """Writes symbol 0 everywhere, and looks at its own token where nearly all others are 0."""
+
+    time_conditioning = False
+
+    def __init__(self) -> None:
+        self.process: Process = uniform()
+
+    def passes(self, length: int) -> int:
+        return 1
+
+    def hidden(self, state, t, context=None):
+        others = (state.tokens != 0).sum(-1, keepdim=True) - (state.tokens != 0).long()
+        return torch.stack([state.tokens, others], -1).double()
+
+    def predict(self, hidden, state, t):
+        looks = (hidden[..., 1] <= 2)[..., None]
+        shown = torch.nn.functional.one_hot(hidden[..., 0].long(), 3).double()
+        zero = torch.tensor([0.98, 0.01, 0.01], dtype=torch.float64).expand_as(shown)
+        return Prediction(self.process, state, t, log_loo=torch.where(
+            looks, 0.1 + 0.7 * shown, zero
+        ).log())  # fmt: skip
+
+
+def test_states_are_those_of_the_sampler_and_not_those_of_the_text():
+    model, batch = Zeros(), text(200, 8)
+    read = measure_sensitivity(model, [batch])
+    drawn = measure_sampled_sensitivity(model, 200, 8, steps=40)
+    assert read.total_variation[0] < 0.1  # random tokens: the others are hardly ever 0
+    assert drawn.total_variation[0] > 0.15
+    assert drawn.total_variation[-1] < 0.1  # near the noise nothing is drawn yet
+    again = measure_sampled_sensitivity(model, 200, 8, steps=40, batch_size=7)
+    torch.testing.assert_close(drawn.sums, again.sums, rtol=1e-9, atol=1e-12)
+
+
 def test_padding_is_not_probed():
     batch = text(50)
     valid = torch.zeros_like(batch.valid)
@@ -113,3 +159,7 @@ def test_mistakes_are_sentences():
         measure_sensitivity(Oracle(LAW, uniform()), [text(4)], positions=0)
     with pytest.raises(UserError, match="it needs two"):
         measure_sensitivity(Oracle(LAW, uniform()), [text(1)])
+    with pytest.raises(UserError, match="it needs two"):
+        measure_sampled_sensitivity(Oracle(LAW, uniform()), 1, 3)
+    with pytest.raises(UserError, match="shows only MASK"):
+        measure_sampled_sensitivity(Oracle(LAW, absorbing()), 4, 3)
