@@ -43,6 +43,7 @@ from dlm.data.tokenizers import Tokenizer
 from dlm.denoiser import Denoiser
 from dlm.errors import UserError
 from dlm.evaluation.judge import Judge
+from dlm.evaluation.likelihood import autocast
 from dlm.evaluation.quality import quality
 from dlm.files import replace_text
 from dlm.random import Key
@@ -62,7 +63,7 @@ def generate(args: argparse.Namespace) -> None:
         process, folder = type(denoiser.process).__name__, args.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "tokenizer.json", loaded.tokenizer.to_json())
-        save_text(folder, loaded, args.num)
+        save_text(folder, loaded, args.num, args.reference)
         settings = SETTINGS[process][:: -1 if args.reverse else 1]
         for setting in args.settings or settings:
             for steps in args.budgets:
@@ -89,7 +90,8 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     drawn = []
     for rows in torch.arange(args.num, device=args.device).split(args.batch):
-        samples = sampler(denoiser, (len(rows), length), key=Key(0, rows))
+        with autocast(args.precision, torch.device(args.device)):
+            samples = sampler(denoiser, (len(rows), length), key=Key(0, rows))
         drawn.append((samples.tokens.cpu().numpy(), samples.calls.cpu().numpy()))
     tokens, calls = zip(*drawn, strict=True)
     return np.concatenate(tokens), np.concatenate(calls)
@@ -171,6 +173,8 @@ def parse() -> argparse.Namespace:
             sub.add_argument("--num", type=int, default=64, help="samples of a set")
             sub.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS))
             sub.add_argument("--settings", nargs="+", help="instead of those of the process")
+            sub.add_argument("--reference", default="test", help="a split of --num blocks or more")
+            sub.add_argument("--precision", default="32", help="or bf16-mixed")
             sub.add_argument("--reverse", action="store_true", help="of two runs, one from the end")
         if stage in (judge, records):
             sub.add_argument("--judge", required=True, help="a folder of transformers")

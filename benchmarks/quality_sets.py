@@ -2,7 +2,7 @@
 
     RUNS/NAME/tokenizer.json     of the model, so that the later stages need no checkpoint
     RUNS/NAME/held_out.npz       validation text in blocks of the length of the samples
-    RUNS/NAME/reference.npz      test text, what the divergence is taken from
+    RUNS/NAME/reference.npz      test text, or what was asked for: the divergence is taken from it
     RUNS/NAME/<setting>-<calls>.npz    tokens (N, L), calls (N,), meta: how they were drawn
     RUNS/NAME/*.scores.npz       nats, tokens and bytes by the judge, meta: which judge
 
@@ -27,7 +27,6 @@ from dlm.evaluation.judge import Scores
 from dlm.spec import build
 
 HELD_OUT, REFERENCE = "held-out text", "reference"
-_SPLITS = {HELD_OUT: "validation", REFERENCE: "test"}
 _SCORES = ".scores.npz"
 
 
@@ -101,15 +100,15 @@ def save_scores(samples: Set, scores: Scores, meta: dict[str, Any]) -> None:
     _write(samples.path.with_suffix(_SCORES), meta, **scores._asdict())
 
 
-def save_text(folder: Path, loaded: Loaded, num: int) -> None:
-    """Held-out text and the reference, in blocks as the model was trained on, evenly picked.
+def save_text(folder: Path, loaded: Loaded, num: int, reference: str) -> None:
+    """Held-out text and a reference split, in blocks as the model was trained on, evenly picked.
 
     A split with fewer than `num` blocks is taken whole; a data set without a test split has no
     reference.
     """
     meta = loaded.meta
     source, packing = (build(meta[part], path=part) for part in ("data", "packing"))
-    for setting, split in _SPLITS.items():
+    for setting, split in ((HELD_OUT, "validation"), (REFERENCE, reference)):
         path = folder / f"{setting.replace('-', '_').removesuffix(' text')}.npz"
         wanted = {"setting": setting, "steps": 0, "split": split, "asked": num}
         if path.exists() and _meta(path) == wanted:
