@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dlm.samplers import Equaliser, InformationCurve, Plan
 from dlm.samplers.equaliser import first_size, shares
-from dlm.samplers.plans import TabledPlan
+from dlm.samplers.plans import ListedPlan
 
 
 def random_law(length: int, symbols: int = 2, seed: int = 0) -> Tensor:
@@ -61,7 +61,7 @@ def average_kl(law: Tensor, sizes: tuple[int, ...]) -> float:
 
 def outcomes(plan: Plan, length: int, steps: int) -> list[tuple[float, tuple[int, ...]]]:
     """The law of the sizes, also of the plan that draws them one after the other."""
-    if isinstance(plan, TabledPlan):
+    if isinstance(plan, ListedPlan):
         chance, sizes = plan.table(length, steps, length)
         return list(zip(chance.tolist(), map(tuple, sizes.tolist()), strict=True))
     assert isinstance(plan, Equaliser)

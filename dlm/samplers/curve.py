@@ -140,7 +140,7 @@ class InformationCurve:
         """The sizes of at most `steps` steps of least expected KL, by dynamic programming.
 
         Of the projection `increasing`. O(steps L log L): the cost of a step obeys the quadrangle
-        inequality, so its best end moves one way. One table serves every `known`.
+        inequality, so its best end moves one way. One table serves every `known` and fewer steps.
 
         Args:
             steps: at least 1.
@@ -154,10 +154,10 @@ class InformationCurve:
                 f"a plan needs at least 1 step and 1 of {self.length} positions to open, got "
                 f"steps={steps} and {known} known ones"
             )
-        ends = _best_ends(self.increasing().values, min(steps, self.length))
+        ends = _best_ends(self.increasing().values).rows(min(steps, self.length - known))
         sizes, begin = [], known
-        for left in range(min(steps, self.length - known), 0, -1):
-            end = int(ends[left - 1, begin])
+        for left in range(len(ends), 0, -1):
+            end = int(ends[left - 1][begin])
             sizes.append(end - begin)
             begin = end
         return tuple(sizes)
@@ -207,19 +207,36 @@ def waits_of(sizes: np.ndarray, length: int) -> np.ndarray:
     return np.where(begins, 0, end - places).astype(np.float64)
 
 
-@lru_cache(maxsize=16)
-def _best_ends(values: tuple[float, ...], steps: int) -> np.ndarray:
-    """Where the first of k steps over the places from b on ends, int32 (steps, L), row k - 1.
+@final
+class _BestEnds:
+    """Where the first of k steps ends, for the places from b on, k <= L - b; it grows as asked.
 
-    Places count from 0; column b of row k - 1 means something for k <= L - b.
+    Places count from 0.
     """
-    length, z = len(values), np.asarray(values)
-    sums = np.concatenate([[0.0], z.cumsum()])
-    ends = np.full((steps, length), length, dtype=np.int32)
-    best = sums[-1] - sums[:-1] - (length - np.arange(length)) * z  # with one step
-    for k in range(1, steps):
-        best, ends[k, : length - k] = _one_more(best + sums[: len(best)], z, sums)
-    return ends
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._z = np.asarray(values)
+        self._sums = np.concatenate([[0.0], self._z.cumsum()])
+        length = len(values)
+        best = self._sums[-1] - self._sums[:-1] - (length - np.arange(length)) * self._z
+        first = np.full(length, length, dtype=np.int32)
+        self._done = (best, (first,))  # replaced whole: threads may lose work, and nothing else
+
+    def rows(self, steps: int) -> tuple[np.ndarray, ...]:
+        """Row k - 1 is for k of `steps` steps: the ends for b = 0 to L - k, int32."""
+        best, rows = self._done
+        more = []
+        for _ in range(steps - len(rows)):
+            best, ends = _one_more(best + self._sums[: len(best)], self._z, self._sums)
+            more.append(ends.astype(np.int32))
+        if more:
+            self._done = (best, (*rows, *more))
+        return (*rows, *more)[:steps]
+
+
+@lru_cache(maxsize=16)
+def _best_ends(values: tuple[float, ...]) -> _BestEnds:
+    return _BestEnds(values)
 
 
 def _one_more(after: np.ndarray, z: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +23,13 @@ from torch import Tensor
 @lru_cache(maxsize=16)
 def shares(length: int, steps: int) -> Tensor:
     """v(n, k) for k = 1..steps and n = 0..length, float64 (steps, length + 1)."""
-    row = [0.0, 0.0] + [1.0] * (length - 1)
-    rows = [row[: length + 1]]
-    for _ in range(steps - 1):
-        before, total, row = rows[-1], 0.0, [0.0]
-        for n in range(1, length + 1):  # total is C(n)
-            row.append(total / (1 + total))
-            total = (1 + n * total) * before[n] / (1 + (n - 1) * before[n])
-        rows.append(row)
-    return torch.tensor(rows, dtype=torch.float64)
+    share, c = np.zeros((length + 1, steps)), np.zeros(steps - 1)  # C(n) for k = 2..steps
+    share[2:, 0] = 1
+    for n in range(1, length + 1):
+        share[n, 1:] = c / (1 + c)
+        before = share[n, :-1]
+        c = (1 + n * c) * before / (1 + (n - 1) * before)
+    return torch.from_numpy(share.T.copy())
 
 
 def first_size(before: Tensor, left: Tensor) -> Tensor:

@@ -102,6 +102,18 @@ def _boundaries(w: Sequence[float], c: float) -> list[float]:
     return chance[:count]
 
 
+def systematic_waits(chance: np.ndarray) -> np.ndarray:
+    """E R_1..E R_L of systematic sampling of beginnings, sum_{j >= 1} (1 - pi_l - ...)_+."""
+    reach = np.append(0.0, chance.cumsum())
+    waits = np.zeros(len(reach))
+    for j in range(1, len(reach)):
+        none = 1 - (reach[j:] - reach[:-j])  # the chance of no beginning at l, ..., l + j - 1
+        if none.max() <= 0:
+            break
+        waits[1 : len(none) + 1] += np.maximum(none, 0)
+    return waits
+
+
 class Outcomes(NamedTuple):
     """A law of sizes: probabilities float64 (M,), and sizes int64 (M, steps)."""
 

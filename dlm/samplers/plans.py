@@ -29,7 +29,13 @@ from torch import Tensor
 from dlm.random import Key, sample_categorical
 from dlm.samplers.curve import InformationCurve, waits_of
 from dlm.samplers.equaliser import first_size, shares
-from dlm.samplers.minimax import Against, Outcomes, minimax_boundaries, systematic
+from dlm.samplers.minimax import (
+    Against,
+    Outcomes,
+    minimax_boundaries,
+    systematic,
+    systematic_waits,
+)
 
 
 class Plan(ABC):
@@ -60,7 +66,7 @@ class Plan(ABC):
         return opened.double() / sizes.sum(-1, keepdim=True).clamp(min=1)
 
 
-class TabledPlan(Plan):
+class ListedPlan(Plan):
     """A plan whose outcomes can be listed."""
 
     @abstractmethod
@@ -89,11 +95,41 @@ class TabledPlan(Plan):
             result[rows] = torch.from_numpy(sizes).to(hidden.device)[chosen]
         return result
 
+
+class TabledPlan(ListedPlan):
+    """A plan that says its outcomes and no more."""
+
     @final
     def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
         """See `Plan`."""
         chance, sizes = self.table(hidden, steps, total)
         return chance @ waits_of(sizes, hidden)
+
+
+class SystematicPlan(ListedPlan):
+    """A plan that draws where steps begin, by systematic sampling: one random phase a sequence."""
+
+    @abstractmethod
+    def chance(self, hidden: int, steps: int) -> np.ndarray:
+        """Probabilities that a step begins at positions 2..hidden, for 2 <= steps < hidden."""
+
+    @final
+    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
+        """One for each phase."""
+        return _certain([hidden], 1) if steps == 1 else _phases(self, hidden, steps)
+
+    @final
+    def waits(self, hidden: int, steps: int, total: int) -> np.ndarray:
+        """See `Plan`; without the outcomes."""
+        if steps >= hidden:
+            return np.zeros(hidden)
+        chance = np.zeros(hidden - 1) if steps == 1 else self.chance(hidden, steps)
+        return systematic_waits(chance)
+
+
+@lru_cache(maxsize=64)  # of up to L K numbers each
+def _phases(plan: SystematicPlan, hidden: int, steps: int) -> Outcomes:
+    return systematic(plan.chance(hidden, steps), steps)
 
 
 def _each(total: int | Tensor, hidden: Tensor) -> Tensor:
@@ -139,20 +175,18 @@ class Cosine(TabledPlan):
 
 @final
 @dataclass(frozen=True)
-class Balanced(TabledPlan):
+class Balanced(SystematicPlan):
     """Steps begin everywhere with the same probability (K - 1) / (L - 1), by systematic sampling.
 
-    One random phase a sequence: inner sizes differ by at most one, the first and the last share
-    what the phase leaves. So every increment of information waits equally long on average but near
-    the end, and E KL is about the same share of Z_L wherever the law has its information: the rate
-    of the balanced schedule of Li & Cai, whose bound for the largest size holds.
+    Inner sizes differ by at most one, the first and the last share what the phase leaves. So every
+    increment of information waits equally long on average but near the end, and E KL is about the
+    same share of Z_L wherever the law has its information: the rate of the balanced schedule of Li
+    & Cai, whose bound for the largest size holds.
     """
 
-    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
-        """One for each phase."""
-        if steps == 1:
-            return _certain([hidden], 1)
-        return systematic(np.full(hidden - 1, (steps - 1) / (hidden - 1)), steps)
+    def chance(self, hidden: int, steps: int) -> np.ndarray:
+        """The same everywhere."""
+        return np.full(hidden - 1, (steps - 1) / (hidden - 1))
 
 
 @final
@@ -182,7 +216,7 @@ class FirstHitting(TabledPlan):
 
 @final
 @dataclass(frozen=True)
-class Minimax(TabledPlan):
+class Minimax(SystematicPlan):
     """The random sizes with the best guarantee against total correlation, its dual, or both.
 
     E KL <= c TC, <= c DTC, or <= c times either, for every law, with the smallest such c
@@ -194,9 +228,9 @@ class Minimax(TabledPlan):
 
     against: Against = "both"
 
-    def outcomes(self, hidden: int, steps: int, total: int) -> Outcomes:
-        """One for each phase of the systematic sampling."""
-        return _minimax_outcomes(hidden, steps, self.against)
+    def chance(self, hidden: int, steps: int) -> np.ndarray:
+        """Those of the least c."""
+        return minimax_boundaries(hidden, steps, self.against).chance
 
     def constant(self, length: int, steps: int) -> float:
         """c; 1 for one step against tc, 0 where every position has a step."""
@@ -208,13 +242,6 @@ class Minimax(TabledPlan):
             weight = {"tc": down, "dtc": down[::-1], "both": np.minimum(down, down[::-1])}
             return float((waits / weight[self.against]).max())
         return minimax_boundaries(length, steps, self.against).constant
-
-
-@lru_cache(maxsize=64)  # of up to L K numbers each
-def _minimax_outcomes(hidden: int, steps: int, against: Against) -> Outcomes:
-    if steps == 1:
-        return _certain([hidden], 1)
-    return systematic(minimax_boundaries(hidden, steps, against).chance, steps)
 
 
 @final
@@ -297,10 +324,10 @@ def _shares(hidden: int, steps: int) -> list[int]:
 
 def _by_share(hidden: int, zeta: float) -> list[int]:
     sizes, left = [], hidden
-    while left:
-        sizes.append(max(1, math.floor(left / zeta)))
+    while left / zeta >= 2:
+        sizes.append(math.floor(left / zeta))
         left -= sizes[-1]
-    return sizes
+    return sizes + [1] * left
 
 
 @final

@@ -20,6 +20,7 @@ from dlm.evaluation.dependence import (
 from dlm.evaluation.plan_costs import MEASURED, NAMES, PLANS, PlanCosts
 from dlm.lab import Oracle, exact
 from dlm.random import Key, sample_categorical
+from dlm.samplers import curve as curves
 from dlm.samplers.curve import InformationCurve
 from dlm.samplers.kernels import Ancestral
 from dlm.schedules import Cosine
@@ -176,6 +177,25 @@ def test_calls_bring_a_plan_to_the_target_and_one_fewer_does_not(measured):
         assert found.low <= 3 <= found.high
     assert costs.calls("even", 1e-9).value == LENGTH
     assert costs.calls("even", 1e9).value == 1
+
+
+def test_the_table_of_the_best_sizes_is_made_once_for_all_budgets_and_targets(
+    measured, monkeypatch
+):
+    rows, one_more = [], curves._one_more
+
+    def counted(*arguments):
+        rows.append(1)
+        return one_more(*arguments)
+
+    monkeypatch.setattr(curves, "_one_more", counted)
+    losses = measured.losses + 1e-3 * np.arange(measured.losses.size).reshape(measured.losses.shape)
+    costs = PlanCosts.of(Dependence(LENGTH, measured.known, losses), 10, 0)
+    for steps in (1, 2, 3, 4):
+        costs.cost(MEASURED, steps)
+        costs.crossed(steps)
+    costs.calls(MEASURED, 0.01)
+    assert len(rows) == 3 * (LENGTH - 1)  # of the curve and of both halves
 
 
 def test_crossed_is_the_plan_of_one_half_on_the_other(measured):

@@ -123,6 +123,16 @@ def test_optimal_sizes_are_the_best_of_all(steps):
     assert InformationCurve(wiggly).optimal_sizes(steps) == projected.optimal_sizes(steps)
 
 
+def test_sizes_do_not_depend_on_what_was_asked_before():
+    """One table serves all numbers of steps and of known positions, and is computed once."""
+    values = subset_curve(random_law(9)).values
+    asked = [(steps, known) for steps in (3, 9, 1, 5) for known in (4, 0, 8)]
+    together = InformationCurve(values)
+    for scale, (steps, known) in enumerate(asked, start=2):
+        own = InformationCurve(tuple(scale * v for v in values))  # a table of its own
+        assert own.optimal_sizes(steps, known) == together.optimal_sizes(steps, known)
+
+
 @pytest.mark.parametrize(("length", "steps"), [(97, 6), (128, 31), (200, 199)])
 def test_optimal_sizes_of_long_curves_are_those_of_a_plain_table(length, steps):
     z = np.sort(np.random.default_rng(length).exponential(size=length)) ** 3

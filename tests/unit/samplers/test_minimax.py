@@ -9,7 +9,13 @@ import torch
 from dlm.samplers import Equaliser, InformationCurve, Minimax
 from dlm.samplers.curve import waits_of
 from dlm.samplers.equaliser import first_size, shares
-from dlm.samplers.minimax import Against, minimax_boundaries, systematic, weights
+from dlm.samplers.minimax import (
+    Against,
+    minimax_boundaries,
+    systematic,
+    systematic_waits,
+    weights,
+)
 from tests.enumerated import outcomes
 
 AGAINST: tuple[Against, ...] = ("tc", "dtc", "both")
@@ -97,6 +103,7 @@ def test_systematic_sampling_has_the_asked_probabilities(length, steps, against)
     for share, row in zip(chance, sizes, strict=True):
         begins[row.cumsum()[:-1] - 1] += share
     assert np.allclose(begins, asked, atol=1e-9)
+    assert chance @ waits_of(sizes, length) == pytest.approx(systematic_waits(asked), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +123,9 @@ def test_systematic_sampling_has_the_asked_probabilities(length, steps, against)
 )
 def test_even_boundaries_of_whole_sums_make_no_step_too_many(length, steps):
     """(K - 1) / (L - 1) may be 1 / m: then sums of m of them are whole up to rounding."""
-    chance, sizes = systematic(np.full(length - 1, (steps - 1) / (length - 1)), steps)
+    asked = np.full(length - 1, (steps - 1) / (length - 1))
+    chance, sizes = systematic(asked, steps)
+    assert chance @ waits_of(sizes, length) == pytest.approx(systematic_waits(asked), abs=1e-8)
     assert chance.sum() == pytest.approx(1.0)
     assert (sizes.sum(1) == length).all()
     most = -(-(length - 1) // (steps - 1))
