@@ -9,6 +9,7 @@ it and is what `plan=profile` and `grid=profile` of `dlm generate` read.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,7 @@ class _Profile:
         self.device = saved.device
         self.console = screen()
         self.images: list[tuple[str, Any]] = []
+        self.advice: list[str] = []  # keys of `dlm generate`
 
     def plans(self, content: dict[str, Any]):
         """The dependence curve, and what plans lose on it."""
@@ -155,6 +157,12 @@ class _Profile:
         self.console.print(report.summary(dependence, costs, self.keys.split))
         self.console.print(report.plan_table(costs, budgets, calls, self.keys.target))
         say(self.console, report.sentence(costs, self.budget, calls, self.keys.target))
+        plan = report.recommended(costs, self.budget)
+        say(self.console, report.reason(costs, self.budget, plan))
+        choice = f"sampler=reveal {report.plan_keys(plan, self.keys.output)}"
+        self.advice = [f"{choice} sampler.steps={self.budget}"]
+        if calls[plan].value != self.budget:
+            self.advice.append(f"{choice} sampler.steps={calls[plan].value}")
         self.images.append(("", lambda path: figures.draw_plans(path, dependence, costs, budgets)))
         return costs.curve
 
@@ -172,6 +180,9 @@ class _Profile:
         content.update(record)
         self.console.print(report.grid_table(record["grids"], budgets))
         say(self.console, report.grid_sentence(record["grids"], self.budget))
+        if not self.advice:
+            path, steps = shlex.quote(self.keys.output), f"sampler.steps={self.budget}"
+            self.advice = [f"sampler=ancestral grid=profile grid.path={path} {steps}"]
         suffix = ".grids" if self.images else ""
         self.images.append(
             (suffix, lambda path: figures.draw_grids(path, record["grids"], record["grid"]))
@@ -229,12 +240,8 @@ class _Profile:
                 draw(image)
                 say(self.console, f"wrote {image}")
         say(self.console, "try next:")
-        called = f"  dlm generate checkpoint={keys.checkpoint}"
-        path, steps = output, f"sampler.steps={self.budget}"
-        if curve is not None:
-            say(self.console, f"{called} sampler=reveal plan=profile plan.path={path} {steps}")
-        else:
-            say(self.console, f"{called} sampler=ancestral grid=profile grid.path={path} {steps}")
+        for keys_of_sampler in self.advice:
+            say(self.console, f"  dlm generate checkpoint={keys.checkpoint} {keys_of_sampler}")
 
     @property
     def _schedule(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from dlm.cli.common import number, table
 from dlm.evaluation.dependence import Dependence
 from dlm.evaluation.gradients import GradientNoise
-from dlm.evaluation.plan_costs import MEASURED, Calls, Interval, PlanCosts
+from dlm.evaluation.plan_costs import MEASURED, NAMES, Calls, Interval, PlanCosts
 from dlm.evaluation.profile import Profile
 from dlm.evaluation.sensitivity import Sensitivity
 from dlm.evaluation.step_costs import StepCosts
@@ -182,6 +183,33 @@ def sentence(costs: PlanCosts, budget: int, calls: Mapping[str, Calls], target: 
         f"It takes {_calls(calls[MEASURED])} calls to lose no more than {target:g} nats. "
         "The error of the network comes on top and is the same for every plan."
     )
+
+
+def recommended(costs: PlanCosts, budget: int) -> str:
+    """The plan to use: the profile's where it is better on sequences that it was not made from."""
+    other = costs.best(budget)
+    return MEASURED if costs.crossed(budget) < costs.cost(other, budget).value else other
+
+
+def reason(costs: PlanCosts, budget: int, plan: str) -> str:
+    """Why that one."""
+    crossed, other = _short(costs.crossed(budget)), costs.best(budget)
+    if plan == MEASURED:
+        return (
+            f"Use the plan of this profile: made from half of the sequences, it loses {crossed} "
+            f"nats on the other half, and {other} loses {_short(costs.cost(other, budget).value)}."
+        )
+    return (
+        f"Use {other}: on sequences that it was not made from, the plan of a profile loses "
+        f"{crossed} nats, no less, and {other} needs no file."
+    )
+
+
+def plan_keys(plan: str, path: str) -> str:
+    """How `dlm generate` is told of a plan."""
+    if plan == MEASURED:
+        return f"plan=profile plan.path={shlex.quote(path)}"
+    return next(key for key, name in NAMES.items() if name == plan)
 
 
 def grid_table(grids: Grids, budgets: Sequence[int]) -> Table:

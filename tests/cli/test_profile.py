@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from dlm.cli import profile_report as report
 from dlm.cli.main import main
 from dlm.cli.profile_report import GRIDS
-from dlm.evaluation.plan_costs import MEASURED, NAMES, PLANS
+from dlm.evaluation.dependence import Dependence, known_counts
+from dlm.evaluation.plan_costs import MEASURED, NAMES, PLANS, PlanCosts
 from dlm.random import Key
 from dlm.samplers.curve import InformationCurve
 from dlm.samplers.grids import ProfileGrid
@@ -86,8 +89,34 @@ def test_it_says_what_it_comes_to(dlm, checkpoint, tmp_path):
     assert "At 4 calls, plan=even loses" in result.out
     assert "calls to lose no more than 0.5 nats" in result.out
     assert "The error of the network comes on top" in result.out
-    line = f"sampler=reveal plan=profile plan.path={output} sampler.steps=4"
-    assert f"dlm generate checkpoint={checkpoint} {line}" in result.out
+    content = json.loads(output.read_text())
+    others = [content["predictions"][name]["4"][0] for name in NAMES.values()]
+    better = content["crossed"]["4"] < min(others)
+    best = list(NAMES)[int(np.argmin(others))]
+    plan = f"plan=profile plan.path={output}" if better else best
+    assert ("Use the plan of this profile" in result.out) == better
+    calls = content["calls"]["profile" if better else NAMES[best]][0]
+    for steps in (4, calls):
+        line = f"sampler=reveal {plan} sampler.steps={steps}"
+        assert f"dlm generate checkpoint={checkpoint} {line}" in result.out
+
+
+def curve_costs(rise):
+    """Costs of four sequences whose loss falls as `rise` says, a function of known positions."""
+    known = known_counts(16)
+    losses = np.array([[4 - rise(n) + 0.01 * k for n in known] for k in range(4)])
+    return PlanCosts.of(Dependence(16, known, losses), 50, 0)
+
+
+def test_the_plan_of_a_profile_is_recommended_where_it_gains_on_other_sequences():
+    late = curve_costs(lambda n: 3.0 * (n >= 14))  # a step of even sizes ends in it
+    assert report.recommended(late, 4) == MEASURED
+    assert "Use the plan of this profile" in report.reason(late, 4, MEASURED)
+    assert report.plan_keys(MEASURED, "a b.json") == "plan=profile plan.path='a b.json'"
+    straight = curve_costs(lambda n: 0.2 * n)
+    assert report.recommended(straight, 4) == "even"
+    assert "Use even: on sequences that" in report.reason(straight, 4, "even")
+    assert report.plan_keys("minimax tc", "p") == "plan=minimax plan.against=tc"
 
 
 def test_the_seed_and_not_the_batch_decides(dlm, checkpoint, profiled, tmp_path):
