@@ -65,6 +65,8 @@ EXAMPLES = {
 }
 
 _ROOTS = {"validate": "train"}  # commands whose keys are those of another
+_FILLED_IN = ("vocab",)  # keys that `dlm.cli.vocabulary` fills in
+_COMMENT = 32  # the column of the comments of keys
 _NAMED = {"lab": "NAME|all|--list "}  # commands whose first argument is no key
 _USAGE = """\
 usage: dlm {command} {name}[key=value ...] [--config-dir DIR] [--help]
@@ -123,8 +125,8 @@ def page(command: str, arguments: Sequence[str]) -> str:
     named = command in _NAMED and given and "=" not in given[0] and not given[0].startswith("-")
     _, extra = split_arguments(given[1:] if named else given)
     folders = [configs_dir(), *extra]
-    root = root_config(_ROOTS.get(command, command))
-    chosen = default_choices(root.pop("defaults", []))
+    root = _ROOTS.get(command, command)
+    chosen = default_choices(root_config(root).get("defaults", []))
     options = group_options(folders)
     usage = {"command": command, "name": _NAMED.get(command, "")}
     parts = [_USAGE.format(**usage, about=COMMANDS[command].capitalize())]
@@ -133,8 +135,7 @@ def page(command: str, arguments: Sequence[str]) -> str:
         parts[-1] += "\n".join(groups) + "\n"
         settings = [_settings_line(g, option, folders) for g, option in chosen.items() if option]
         parts.append("keys of these defaults:\n" + "\n".join(filter(None, settings)) + "\n")
-    keys = [f"  {k}={_value(v)}" for k, v in root.items() if _is_setting(v)]
-    parts.append("keys and their defaults:\n" + "\n".join(keys) + "\n")
+    parts.append("keys and their defaults:\n" + "\n".join(_key_lines(root)) + "\n")
     parts.append("examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
     return "\n".join(parts)
 
@@ -154,6 +155,39 @@ def _settings_line(group: str, option: str, folders: Sequence[Path]) -> str:
     return textwrap.fill(
         "  ".join(keys), 96, initial_indent="  ", subsequent_indent="    ", break_long_words=False
     )
+
+
+def _key_lines(name: str) -> Iterator[str]:
+    """The keys of a root config, nested ones with dots, their defaults and their comments."""
+    text = (configs_dir() / f"{name}.yaml").read_text("utf-8")
+    comments = _comments(yaml.compose(text), text.splitlines())
+    for key, value in root_config(name).items():
+        if key in (*_FILLED_IN, "defaults"):
+            continue
+        tree = {key: value}
+        if isinstance(value, dict) and comments[key]:
+            yield _key_line(f"{key}:", comments[key])
+        for path, shown in _leaves(tree):
+            yield _key_line(f"{path}={shown}", comments[path])
+
+
+def _key_line(key: str, comment: str) -> str:
+    if not comment:
+        return f"  {key}"
+    indent = f"  {key:<{_COMMENT - 4}}  "
+    return textwrap.fill(comment, 98, initial_indent=indent, subsequent_indent=" " * _COMMENT)
+
+
+def _comments(node: yaml.Node, lines: list[str], prefix: str = "") -> dict[str, str]:
+    """What stands behind # on the line of each key, nested keys with dots."""
+    found: dict[str, str] = {}
+    for key, value in node.value:
+        end = (key if isinstance(value, yaml.MappingNode) else value).end_mark
+        path = f"{prefix}{key.value}"
+        found[path] = lines[end.line][end.column :].partition("#")[2].strip()
+        if isinstance(value, yaml.MappingNode):
+            found |= _comments(value, lines, f"{path}.")
+    return found
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

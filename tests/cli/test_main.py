@@ -1,6 +1,7 @@
 """The frame: help, exit codes, what is imported."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -130,3 +131,36 @@ def test_help_lists_the_keys_of_the_default_choices(dlm):
     assert "sampler.temperature=1.0" in page
     assert "sampler.kernel" not in page  # an object, not a setting
     assert "backbone.width=64" in dlm("train", "--help").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_key_of_a_command_with_its_default_and_comment(dlm, command):
+    """As they stand in the yaml, line by line; nested ones as they are set."""
+    name = "train" if command == "validate" else command
+    page = dlm(command, "--help").out.split("keys and their defaults:")[1].split("examples:")[0]
+    lines = {line.split("=")[0].strip(): line for line in page.splitlines()}
+    text = (configs_dir() / f"{name}.yaml").read_text("utf-8")
+    above, listed = "", 0
+    for line in text.split("- _self_")[-1].splitlines():
+        found = re.fullmatch(r"( *)(\w+):(?: +([^#]*?))?(?: +# (.*))?", line)
+        if found is None:
+            continue
+        nested, key, value, comment = found.groups()
+        above = above if nested else key
+        if not value or value.startswith("${") or key == "_target_" or above == "vocab":
+            continue
+        path = f"{above}.{key}" if nested else key
+        shown = "(required)" if value == "???" else value
+        assert re.match(rf"  {re.escape(f'{path}={shown}')}(  |$)", lines[path])
+        assert (comment or "").split(" ")[0] in lines[path]
+        listed += 1
+    assert listed == sum("=" in line[:40] for line in page.splitlines())
+
+
+def test_help_shows_what_a_nested_key_is_for(dlm):
+    page = dlm("generate", "--help").out
+    assert "blocks.size=null" in page
+    assert "tokens of a block: text of any length" in page
+    assert "guidance.scale=1.0" in page
+    assert "guidance:                     see docs/guidance.md" in page
+    assert "sample.every_n_steps=1000" in dlm("train", "--help").out
