@@ -49,7 +49,7 @@ def test_loss_gradient_and_samples_agree_with_the_cpu(process):
         x0 = (Key(1, rows).uniform(LENGTH) * SYMBOLS).long()
         t = Key(2, rows).uniform().clamp(min=0.05)
         state = process.corrupt(x0, t[:, None], key=Key(0, rows))
-        loss = Elbo()(denoiser, x0, state, t, torch.ones_like(x0)).loss
+        loss = Elbo()(denoiser, x0, state, t, torch.ones_like(x0, dtype=torch.bool)).loss
         loss.backward()
         sampler = GridSampler(Ancestral(), EvenGrid(), steps=8)
         tokens = sampler(denoiser, (BATCH, LENGTH), key=Key(5, rows)).tokens
