@@ -109,9 +109,9 @@ def curve_costs(rise):
 
 
 def test_the_plan_of_a_profile_is_recommended_where_it_gains_on_other_sequences():
-    late = curve_costs(lambda n: 3.0 * (n >= 14))  # a step of even sizes ends in it
-    assert report.recommended(late, 4) == MEASURED
-    assert "Use the plan of this profile" in report.reason(late, 4, MEASURED)
+    twice = curve_costs(lambda n: 1.5 * (n >= 3) + 1.5 * (n >= 13))  # two steps at odd places
+    assert report.recommended(twice, 4) == MEASURED
+    assert "Use the plan of this profile" in report.reason(twice, 4, MEASURED)
     assert report.plan_keys(MEASURED, "a b.json") == "plan=profile plan.path='a b.json'"
     straight = curve_costs(lambda n: 0.2 * n)
     assert report.recommended(straight, 4) == "even"
