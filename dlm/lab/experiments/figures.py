@@ -14,6 +14,9 @@ _STYLE: dict[Role, dict[str, object]] = {
     "slope": {"linestyle": ":", "linewidth": 1.2, "color": "gray"},
 }
 _MANY = 4000  # twelve doublings
+_FEW = 2  # predicted lines that are named each
+_ALL = "predicted"
+_LONG = 6  # names in a legend that stands inside
 _WIDTH, _HEIGHT, _DPI = 5.4, 4.2, 120
 
 
@@ -40,12 +43,16 @@ def draw(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 
 def _draw_panel(axes, panel: Panel) -> None:
+    dashed = sum(series.role == "predicted" for series in panel.series)
     for series in panel.series:
         above = [(x, y) for x, y in zip(series.x, series.y, strict=True) if _shown(panel, x, y)]
         style = dict(_STYLE[series.role])
         if panel.ticks and series.role == "measured":
             style["linestyle"] = "none"  # names have no order
-        axes.plot([x for x, _ in above], [y for _, y in above], label=series.label, **style)
+        label = series.label
+        if dashed > _FEW and series.role == "predicted":  # they lie on their measured lines
+            label = "" if axes.get_legend_handles_labels()[1].count(_ALL) else _ALL
+        axes.plot([x for x, _ in above], [y for _, y in above], label=label or None, **style)
     if panel.ticks:
         axes.set_xticks(range(1, len(panel.ticks) + 1), panel.ticks, rotation=30, ha="right")
     elif panel.log_x and any(x > 0 for series in panel.series for x in series.x):
@@ -57,8 +64,9 @@ def _draw_panel(axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if panel.ticks else {}
-    axes.legend(fontsize=7, **beside)
+    names = axes.get_legend_handles_labels()[1]
+    outside = panel.ticks or len(names) > _LONG
+    axes.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {}))
 
 
 def _base(panel: Panel) -> int:
