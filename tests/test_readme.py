@@ -25,6 +25,8 @@ TINY = {
     "generate": ["sampler.steps=2", "num=1"],
     "export": [],
     "fit": ["draws=128", "bins=6"],
+    "profile": ["sequences=8", "length=16"],
+    "lab": ["samples=64"],
 }
 STEPS = {"1000": "2", "1500": "3"}
 
@@ -41,7 +43,7 @@ def made_tiny(arguments: list[str]) -> list[str]:
     """The same command, small: fewer steps, a smaller network, shorter sequences."""
     command, *rest = arguments
     tiny = TINY[command]
-    if "resume=true" in rest:  # the saved configuration wins
+    if "resume=true" in rest or "--list" in rest:  # the saved configuration wins; nothing runs
         tiny = []
     rest = [re.sub(r"(max_steps=)(\d+)$", lambda m: m[1] + STEPS[m[2]], word) for word in rest]
     kept = [word for word in rest if word.split("=")[0] not in {t.split("=")[0] for t in tiny}]
@@ -58,7 +60,15 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     for arguments in ran:
         code = main(made_tiny(arguments))
         assert code == 0, (arguments, capsys.readouterr().err)
-    for file in ["runs/first/checkpoints/last.ckpt", "test.json", "infilled.jsonl", "exported"]:
+    for file in [
+        "runs/first/checkpoints/last.ckpt",
+        "test.json",
+        "infilled.jsonl",
+        "exported",
+        "austen.json",
+        "austen.png",
+        "lab/plans.json",
+    ]:
         assert (tmp_path / file).exists(), file
 
 

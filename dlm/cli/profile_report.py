@@ -175,13 +175,16 @@ def plan_table(
 
 def sentence(costs: PlanCosts, budget: int, calls: Mapping[str, Calls], target: float) -> str:
     """What it comes to."""
-    even, best, other = (costs.cost(n, budget) for n in ("even", MEASURED, costs.best(budget)))
+    other = costs.best(budget)
+    names = list(dict.fromkeys(("even", other)))
+    lost = " and ".join(f"{name} {_nats(costs.cost(name, budget))}" for name in names)
+    needed = ", ".join(f"{_calls(calls[name])} calls with {name}" for name in names)
     return (
-        f"At {budget} calls, plan=even loses {_nats(even)} nats a sequence to finite steps, "
-        f"plan=profile {_nats(best)} ({_short(costs.crossed(budget))} on sequences that it was "
-        f"not made from), and the best of the others, {costs.best(budget)}, {_nats(other)}. "
-        f"It takes {_calls(calls[MEASURED])} calls to lose no more than {target:g} nats. "
-        "The error of the network comes on top and is the same for every plan."
+        f"At {budget} calls, finite steps lose, in nats a sequence: {lost}; the plan of this "
+        f"profile {_nats(costs.cost(MEASURED, budget))}, and {_short(costs.crossed(budget))} on "
+        f"sequences that it was not made from. To lose no more than {target:g} nats takes "
+        f"{needed}, {_calls(calls[MEASURED])} with the profile's. The error of the network comes on top and "
+        "is the same for every plan."
     )
 
 

@@ -86,8 +86,8 @@ def test_it_says_what_it_comes_to(dlm, checkpoint, tmp_path):
     keys = ("target=0.5", *FEW, f"output={output}")
     result = dlm("profile", f"checkpoint={checkpoint}", *keys)
     assert result.code == 0, result.err
-    assert "At 4 calls, plan=even loses" in result.out
-    assert "calls to lose no more than 0.5 nats" in result.out
+    assert "At 4 calls, finite steps lose, in nats a sequence: even " in result.out
+    assert "To lose no more than 0.5 nats takes " in result.out
     assert "The error of the network comes on top" in result.out
     content = json.loads(output.read_text())
     others = [content["predictions"][name]["4"][0] for name in NAMES.values()]
