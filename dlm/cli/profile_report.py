@@ -183,8 +183,8 @@ def sentence(costs: PlanCosts, budget: int, calls: Mapping[str, Calls], target: 
         f"At {budget} calls, finite steps lose, in nats a sequence: {lost}; the plan of this "
         f"profile {_nats(costs.cost(MEASURED, budget))}, and {_short(costs.crossed(budget))} on "
         f"sequences that it was not made from. To lose no more than {target:g} nats takes "
-        f"{needed}, {_calls(calls[MEASURED])} with the profile's. The error of the network comes on top and "
-        "is the same for every plan."
+        f"{needed}, {_calls(calls[MEASURED])} with the profile's. The error of the network comes "
+        "on top and is the same for every plan."
     )
 
 
