@@ -159,6 +159,8 @@ def _judged_table(profile: dict[str, Any], judged: Nats) -> list[str]:
         means.append(nats.mean().item())
         rows.append([str(steps), plan, f"{predicted:.1f}", str(_mean(nats)), gap])
     head = ("calls", "plan", "predicted loss", "judge, nats a sample", "more than plan=profile")
+    if len(rows) < 3:
+        return []
     rank = _rank_correlation(losses, means)
     closing = f"Rank correlation of predicted and judged nats over {len(rows)} sets: {rank:.3f}"
     return ["Samples, judged:", "", table(head, rows), "", closing, ""]
@@ -254,7 +256,7 @@ def parse() -> argparse.Namespace:
     two = stages.add_parser("report", help=report.__doc__)
     two.set_defaults(run=report)
     two.add_argument("--forced", type=Path, required=True)
-    two.add_argument("--runs", type=Path, required=True, help="of one model")
+    two.add_argument("--runs", type=Path, required=True, help="of one model, or an empty folder")
     two.add_argument("--save", type=Path, nargs="?", const=RESULTS, help="into a folder")
     for sub in (one, two):
         sub.add_argument("--profile", type=Path, required=True)
