@@ -51,6 +51,7 @@ EXAMPLES = {
         "dlm lab --list",
         "dlm lab steps",
         "dlm lab pairs symbols=100 output=results",
+        "dlm lab plans law=checksum law.length=8",
         "dlm lab all",
     ),
     "profile": (
@@ -128,13 +129,16 @@ def page(command: str, arguments: Sequence[str]) -> str:
     root = _ROOTS.get(command, command)
     chosen = default_choices(root_config(root).get("defaults", []))
     options = group_options(folders)
+    if named and given[0] in options.get(command, []):
+        chosen = {command: given[0], **_own_choices(command, given[0], folders)}
     usage = {"command": command, "name": _NAMED.get(command, "")}
     parts = [_USAGE.format(**usage, about=COMMANDS[command].capitalize())]
     if groups := [_group_line(g, options.get(g, []), default) for g, default in chosen.items()]:
         parts.append("groups (group=option, * is the default; group.key=value sets a key):\n")
         parts[-1] += "\n".join(groups) + "\n"
         settings = [_settings_line(g, option, folders) for g, option in chosen.items() if option]
-        parts.append("keys of these defaults:\n" + "\n".join(filter(None, settings)) + "\n")
+        if any(settings):
+            parts.append("keys of these defaults:\n" + "\n".join(filter(None, settings)) + "\n")
     parts.append("keys and their defaults:\n" + "\n".join(_key_lines(root)) + "\n")
     parts.append("examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
     return "\n".join(parts)
@@ -147,10 +151,20 @@ def _group_line(group: str, options: Sequence[str], default: str | None) -> str:
     )
 
 
+def _option_tree(group: str, option: str, folders: Sequence[Path]) -> dict[str, Any]:
+    files = [folder / group / f"{option}.yaml" for folder in reversed(folders)]
+    return yaml.safe_load(next(file for file in files if file.is_file()).read_text("utf-8"))
+
+
+def _own_choices(group: str, option: str, folders: Sequence[Path]) -> dict[str, str | None]:
+    """Groups that an option itself takes a choice of: the law of an experiment."""
+    entries = _option_tree(group, option, folders).get("defaults", [])
+    return {name.partition("@")[0]: at for name, at in default_choices(entries).items()}
+
+
 def _settings_line(group: str, option: str, folders: Sequence[Path]) -> str:
     """The keys of an option with their values, those left out that other keys decide."""
-    files = [folder / group / f"{option}.yaml" for folder in reversed(folders)]
-    tree = yaml.safe_load(next(file for file in files if file.is_file()).read_text("utf-8"))
+    tree = _option_tree(group, option, folders)
     keys = [f"{group}.{key}={value}" for key, value in _leaves(tree)]
     return textwrap.fill(
         "  ".join(keys), 96, initial_indent="  ", subsequent_indent="    ", break_long_words=False

@@ -112,6 +112,17 @@ def test_help_knows_names(dlm):
         assert all(name in page.out for name in NAMES)
 
 
+def test_help_of_an_experiment_shows_its_own_keys_and_laws(dlm):
+    plain, taking = dlm("lab", "pairs", "--help").out, dlm("lab", "plans", "--help").out
+    assert "pairs*" in plain
+    assert "lab.symbols=32" in plain
+    assert "checksum" not in plain.partition("examples:")[0]
+    assert "plans*" in taking
+    assert "markov*" in taking
+    assert "lab.samples=512" in taking
+    assert "law.transition.stay=0.8" in taking
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
