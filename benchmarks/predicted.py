@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from quality import measure
 from quality_sets import Set, sets
 from torch import Tensor
 from training_step import commit, hardware, table
@@ -106,6 +107,7 @@ def report(args: argparse.Namespace) -> None:
         *_forced_table(profile, lost),
         *_differences(profile, lost),
         *_judged_table(profile, judged),
+        *_variety_table(args.runs),
     ]
     text = "\n".join(lines)
     print(text)
@@ -164,6 +166,28 @@ def _judged_table(profile: dict[str, Any], judged: Nats) -> list[str]:
     rank = _rank_correlation(losses, means)
     closing = f"Rank correlation of predicted and judged nats over {len(rows)} sets: {rank:.3f}"
     return ["Samples, judged:", "", table(head, rows), "", closing, ""]
+
+
+def _variety_table(folder: Path) -> list[str]:
+    """The other numbers of the judged samples, as `quality.py` has them."""
+    names = ("entropy", "distinct_2", "repeated_4", "divergence_2")
+    rows = []
+    for one in sorted(sets(folder), key=lambda one: (one.steps, one.setting)):
+        plan = _plan_of(one)
+        if plan is not None and one.scores() is not None:
+            numbers = measure(one)["numbers"]
+            cells = [_number(numbers.get(name)) for name in names]
+            rows.append([str(one.steps), plan, *cells])
+    head = ("calls", "plan", "entropy, nats", "distinct-2", "repeated 4-grams", "divergence-2")
+    return (
+        ["Samples, the other numbers (docs/quality.md):", "", table(head, rows), ""] if rows else []
+    )
+
+
+def _number(estimate: dict[str, float] | None) -> str:
+    if estimate is None:
+        return ""
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**estimate)
 
 
 def _judged(folder: Path) -> Nats:
