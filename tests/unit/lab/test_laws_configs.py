@@ -73,6 +73,7 @@ def test_a_yaml_gives_its_information(name: str):
     assert (errors[1:] > 0).all()
     assert entropy.stderr < 0.02 * single
     assert total.stderr == entropy.stderr
+    assert dual.value == pytest.approx(law.length * values[-1] - total.value, abs=1e-9)
     assert dual.stderr == pytest.approx(np.hypot(law.length * errors[-1], total.stderr))
     # The curve is estimated from other draws than the entropy; its values share theirs.
     assert abs(values.sum() - total.value) < SURE * np.hypot(errors.sum(), total.stderr)
