@@ -373,6 +373,17 @@ def test_rare_states_keep_their_digits(chance: float):
     assert stationary(rows)[1].item() == pytest.approx(chance / (0.5 + chance), rel=1e-12)
 
 
+def test_states_far_from_each_other_belong_together():
+    """A ring that turns one way, and a ladder: a state returns after many steps only."""
+    ring = torch.eye(9, dtype=torch.float64).roll(1, 1)
+    torch.testing.assert_close(stationary(ring), torch.full((9,), 1 / 9).double())
+    up, down = torch.diag(torch.full((11,), 0.25), 1), torch.diag(torch.full((11,), 0.5), -1)
+    ladder = (up + down).double()
+    ladder += torch.diag(1 - ladder.sum(-1))
+    expected = 0.5 ** torch.arange(12, dtype=torch.float64)
+    torch.testing.assert_close(stationary(ladder), expected / expected.sum())
+
+
 def test_states_that_are_left_have_no_share():
     """Not even one of rounding: what begins there is impossible."""
     for seed in range(20):
