@@ -105,6 +105,13 @@ def test_a_sequence_depends_on_its_own_row_of_the_key(case: Case):
 
 
 @every_case
+def test_the_ends_of_the_uniforms_give_possible_sequences(case: Case):
+    for u in (0.0, 1 - 2.0**-53):
+        tokens = case.law.from_uniforms(torch.full((1, case.law.draws), u, dtype=torch.float64))
+        assert case.law.log_prob(tokens).isfinite().all()
+
+
+@every_case
 def test_a_large_batch_is_cut_without_a_trace(case: Case, monkeypatch):
     evidence = [evidence_of(kind, case) for kind in ("mixed", "replaced", "steep")]
     whole = [(case.law.log_posterior(e), case.law.log_marginal(e)) for e in evidence]

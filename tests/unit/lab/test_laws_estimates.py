@@ -142,6 +142,11 @@ def test_dirichlet_weights_have_their_moments(concentration: float):
         assert ((found.mean(0) - expected).abs() < SURE * errors).all()
 
 
+def test_dirichlet_weights_are_none_that_were_rejected():
+    """A gamma variate of shape 0.1 is below e^-400 with chance e^-40; rejected ones are 0."""
+    assert Dirichlet(0.1).log_weights((20_000,)).min().item() > -400
+
+
 def test_dirichlet_weights_depend_on_their_seed():
     one, other = Dirichlet(1.0, 0), Dirichlet(1.0, 1)
     assert torch.equal(one.log_weights((3, 4)), one.log_weights((3, 4)))

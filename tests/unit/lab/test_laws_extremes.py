@@ -187,6 +187,13 @@ def test_products_of_matrices_in_logs_lose_no_term():
     assert_same_logs(log_matmul(rows[0], kernel[0]), alike[0])
 
 
+def test_a_product_that_is_nearly_lost_keeps_its_digits():
+    """Below 1e-308 a float64 has few of them."""
+    rows, kernel = logs_of(0.0, -733.0, -734.0)[None], torch.tensor([[0.0], [1.0], [1.0]]).double()
+    expected = torch.logaddexp(rows[:, 1], rows[:, 2])[:, None]
+    assert_same_logs(log_matmul(rows, kernel), expected, 1e-13)
+
+
 def test_sums_by_group_in_logs():
     values = torch.stack([logs_of(-900.0, 1.0, -900.0, -INF), logs_of(-INF, 0.0, -INF, 2.0)])
     found = log_scatter(values, torch.tensor([0, 1, 0, 3]), 4)
