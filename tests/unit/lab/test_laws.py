@@ -9,12 +9,10 @@ from dlm.lab.laws import logs
 from dlm.processes import State
 from dlm.random import Key
 from tests.toys import absorbing, hybrid, prior, uniform
-from tests.unit.lab.law_cases import (
-    CASES,
+from tests.unit.lab.law_cases import CASES, Case, concrete_laws
+from tests.unit.lab.law_sums import (
     EVIDENCE,
-    Case,
     assert_same_logs,
-    concrete_laws,
     evidence_of,
     numbers_of,
     sums,

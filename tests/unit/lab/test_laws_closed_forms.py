@@ -36,7 +36,8 @@ from dlm.lab.laws.chains import stationary
 from dlm.processes import State
 from dlm.random import Key
 from tests.toys import double, uniform
-from tests.unit.lab.law_cases import SKEW, assert_same_logs, long_run
+from tests.unit.lab.law_cases import SKEW, long_run
+from tests.unit.lab.law_sums import assert_same_logs
 
 LONG = 512
 
