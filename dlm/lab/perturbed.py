@@ -13,8 +13,9 @@ the oracle of `dlm.lab.laws.Empirical` in the place of that of its law.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import final
 
 import torch
@@ -34,7 +35,7 @@ from dlm.samplers.filters import Temperature
 _FACTOR = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: numbers sequences, as random.Key does
 _HALVINGS = 60  # of the interval that holds the scale
 _FIRST = 1e-9  # the first time: at 0 nothing is noise, and rates may be infinite
-_LARGEST = 1e6  # scale of a perturbation: beyond it a row cannot be made worse
+_LARGEST = 1e6  # scale of a perturbation: what it makes unlikely has no weight left
 
 
 @final
@@ -43,8 +44,9 @@ class Noisy:
 
     log p'(v) = log p(v) + scale g(v), normalised. g is normal noise, a function of the whole noisy
     sequence, the position and the symbol and of nothing else, so the result is a function as a
-    network is. The scale is found for each row: KL(p || p') = error, whatever p. A posterior that
-    is certain stays certain, and the support is kept.
+    network is. The scale is found for each row: KL(p || p') = error, whatever p. The support is
+    kept, so a posterior that is certain stays certain; one that leaves all other symbols together
+    less than about 1e-6 error may be wrong by less.
 
     Args:
         oracle: the exact posterior.
@@ -52,12 +54,12 @@ class Noisy:
         seed: of g.
 
     Raises:
-        UserError: for a negative error.
+        UserError: for an error that is negative or not finite.
     """
 
     def __init__(self, oracle: Predictor, error: float, seed: int = 0) -> None:
-        if error < 0:
-            raise UserError(f"error must be at least 0 nats, got {error}")
+        if not 0 <= error < math.inf:
+            raise UserError(f"error must be at least 0 nats and finite, got {error}")
         self.oracle, self.error, self.seed = oracle, error, seed
         self.process, self.time_conditioning = oracle.process, oracle.time_conditioning
 
@@ -114,10 +116,10 @@ class Distorted:
     Args:
         oracle: the exact posterior.
         share: of the wrong law, in [0, 1).
-        wrong: weights of the V symbols.
+        wrong: weights of the V symbols; the last ones may be left out, they are 0.
 
     Raises:
-        UserError: for another share.
+        UserError: for another share, or weights that are no law over the symbols.
     """
 
     def __init__(self, oracle: Predictor, share: float, wrong: Sequence[float]) -> None:
@@ -125,6 +127,16 @@ class Distorted:
             raise UserError(f"share must be in [0, 1), got {share}")
         self.oracle, self.share, self.process = oracle, share, oracle.process
         self.time_conditioning = oracle.time_conditioning
+        symbols = self.process.num_states - (self.process.mask_id is not None)
+        if (
+            len(wrong) > symbols
+            or not all(0 <= weight < math.inf for weight in wrong)
+            or not any(wrong)
+        ):
+            raise UserError(
+                f"wrong must be weights of at most {symbols} symbols, none negative and not all 0, "
+                f"got {list(wrong)}"
+            )
         law = torch.zeros(self.process.num_states, dtype=torch.float64)
         law[: len(wrong)] = torch.tensor(wrong, dtype=torch.float64)
         self.wrong = law / law.sum()
@@ -177,26 +189,31 @@ def step_error(
     for every state. The second part is summed here, over all states and steps.
 
     Args:
-        perturbed, oracle: on one process, which keeps no noise.
+        perturbed, oracle: on one process.
         law: the table, (V,) * L.
         kernel: the ancestral one, or another whose law of a position the oracle makes exact.
         times: (steps + 1,), from noise to data.
 
     Returns:
         Nats a sequence.
+
+    Raises:
+        UserError: for another process.
     """
+    _same_process(perturbed, oracle)
     process, total = oracle.process, 0.0
-    states = State(exact.all_states(process.num_states, law.ndim))
-    for t, s in pairwise(times):
+    noises = exact.every_noise(process, law.ndim)
+    for noise, (t, s) in product(noises, pairwise(times)):
+        states = exact.with_noise(exact.all_states(process.num_states, law.ndim), noise)
         places = t.expand(states.tokens.shape)
         right, wrong = (
             kernel.log_probs(p.predict(p.hidden(states, t[None]), states, places), s).double()
             for p in (oracle, perturbed)
         )
         rows = torch.where(right > -torch.inf, right.exp() * (right - wrong), 0.0).sum((-2, -1))
-        chance = exact.noised_law(law, process, t)
+        chance = exact.noised_law(law, process, t, noise)
         total += torch.where(chance > 0, chance * rows, 0.0).sum().item()
-    return total
+    return total / len(noises)
 
 
 def sampled_score_error(
@@ -215,9 +232,11 @@ def sampled_score_error(
         rather too large.
 
     Raises:
-        UserError: for another process, or another number of rows.
+        UserError: for another process, fewer than two samples, or another number of rows.
     """
     _same_process(perturbed, oracle)
+    if samples < 2:
+        raise UserError(f"samples must be at least 2, got {samples}")
     x0 = oracle.law.sample(samples, key=key)
     t = ((torch.arange(samples) + key.fold("time").uniform()) / samples).clamp(min=_FIRST)
     state = oracle.process.corrupt(x0, t[:, None], key=key.fold("noise"))
@@ -237,8 +256,8 @@ def score_divergence(model: Prediction, right: Prediction) -> Tensor:
     log_x, log_y = right.log_ratios.double(), model.log_ratios.double()
     x, y = log_x.exp(), log_y.exp()
     phi = y - x + torch.where(x > 0, x * (log_x - log_y), 0.0)
-    phi = phi.scatter(-1, state.tokens[..., None], 0.0).sum(-1)
-    return torch.where(process.active(state), process.rate_into(state, right.t) * phi, 0.0)
+    rate = process.rate_into(state, right.t)  # phi is 0 at y = z, where both ratios are 1
+    return torch.where(process.active(state), rate * phi.sum(-1), 0.0)
 
 
 def _log_loo(oracle: Predictor, state: State, t: Tensor, context: Context | None) -> Tensor:
@@ -247,7 +266,7 @@ def _log_loo(oracle: Predictor, state: State, t: Tensor, context: Context | None
     return oracle.predict(oracle.hidden(state, t, context), state, times).log_loo.double()
 
 
-def _same_process(perturbed: Predictor, oracle: Oracle) -> None:
+def _same_process(perturbed: Predictor, oracle: Predictor) -> None:
     if perturbed.process != oracle.process:
         raise UserError(
             f"the predictors are on different processes: {perturbed.process} and {oracle.process}"
@@ -266,9 +285,10 @@ def _numbers(state: State) -> Tensor:
 
 
 def _at_kl(log_p: Tensor, noise: Tensor, error: float) -> Tensor:
-    """log p + scale noise, normalised, with KL(p || .) = error; rows without a choice as they are.
+    """log p + scale noise, normalised, with KL(p || .) = error.
 
-    KL = log E exp(scale g) - scale E g grows with the scale, from 0 to infinity where g varies.
+    KL = log E exp(scale g) - scale E g grows with the scale, from 0 to infinity where g varies. In
+    a row without a choice g - E g is 0, and nothing changes.
     """
     possible = log_p > -torch.inf
     p, g = log_p.exp(), torch.where(possible, noise, 0.0)
@@ -285,5 +305,4 @@ def _at_kl(log_p: Tensor, noise: Tensor, error: float) -> Tensor:
         below = moved(middle)[1] < error
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     tilted, total = moved((low + high) / 2)
-    certain = possible.sum(-1, keepdim=True) == 1
-    return torch.where(certain, log_p, tilted - total)
+    return tilted - total

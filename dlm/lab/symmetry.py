@@ -202,9 +202,12 @@ def pairs_discrepancy(equal: float, length: int, symbols: int, decay: float) -> 
 
     Args:
         equal: the chance that a pair is equal.
-        length: L.
-        symbols: V.
+        length: L, even.
+        symbols: V, at least 2.
         decay: of the kernel.
+
+    Returns:
+        The discrepancy; a square below 1e-16 is lost in rounding, so one below 1e-8 is not known.
     """
 
     def mean(one: float, two: float) -> float:
