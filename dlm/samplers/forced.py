@@ -1,8 +1,8 @@
 """What a reveal sampler pays for a given text: the log-loss of its own steps, no token drawn.
 
 Positions are opened in a random order, as many a step as a plan says; those of one step are asked
-for together, given the text at all that are open. The sum of -log p is the plan's bound for that
-text,
+for together, given the text at all positions that are open. The sum of -log p is the plan's bound
+for that text,
 
     E [nats] = E [-log q(x | order, sizes)] >= -log q(x),
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dlm.denoiser import Context, Predictor
+from dlm.errors import UserError
 from dlm.processes import State
 from dlm.processes.prediction import pick
 from dlm.random import Key
@@ -75,15 +76,25 @@ def plan_nats(
 
     Args:
         predictor: with a process that reveals.
-        tokens: the text, int64 (B, L).
+        tokens: the text, int64 (B, L), without padding.
         plan: how many positions a step.
         steps: K >= 1.
-        key: of orders and sizes, rows (B,).
+        key: of orders and sizes, rows (B,) on the device of the text.
         context: documents, condition.
 
     Returns:
         Nats a sequence, float64 (B,).
+
+    Raises:
+        UserError: a process that hides no positions, or steps below 1.
     """
+    if not predictor.process.reveals:
+        raise UserError(
+            f"a plan opens hidden positions, and {type(predictor.process).__name__} noise hides "
+            "none"
+        )
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}")
     rows, length = tokens.shape
     rank = key.fold("order").uniform(length).argsort(-1).argsort(-1)
     total = torch.full((rows,), length, device=tokens.device)
